@@ -1,0 +1,1 @@
+"""Lottery tickets at scale: found, proven, moved and made small."""

@@ -1,0 +1,80 @@
+"""Every file name of a run folder, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RoundPaths:
+    """The files of one round of one arm of one replicate."""
+
+    folder: Path
+
+    @property
+    def mask(self) -> Path:
+        """The round's mask, 1 bit a weight; absent for round 0 (dense)."""
+        return self.folder / "mask.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """The done marker: everything measured, written last."""
+        return self.folder / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds ``step_NNNNNNNN.attempt_N`` folders."""
+        return self.folder / "checkpoint"
+
+    @property
+    def claims(self) -> Path:
+        """Holds ``NNNNNN`` files: who works on this round; the highest owns it."""
+        return self.folder / "claims"
+
+    def metrics(self, attempt: int) -> Path:
+        """The curves measured by one attempt: step,split,loss,accuracy,samples."""
+        return self.folder / "attempts" / f"{attempt:06d}" / "metrics.csv"
+
+    def provenance(self, attempt: int) -> Path:
+        """Where and with what one attempt ran."""
+        return self.folder / "attempts" / f"{attempt:06d}" / "provenance.json"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config as YAML, micro-batch fixed."""
+        return self.root / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Data checksum, versions and machine at the time the run was made."""
+        return self.root / "provenance.json"
+
+    def rewind(self, seed: int, step: int) -> Path:
+        """theta_step of the replicate's dense pass."""
+        return self.root / f"seed_{seed}" / "rewind" / f"step_{step:08d}"
+
+    def round(self, seed: int, arm: str, number: int) -> RoundPaths:
+        """One round; round 0 of every arm is the ticket's dense round."""
+        return RoundPaths(self.root / f"seed_{seed}" / arm / f"round_{number:02d}")
+
+    def results(self) -> list[Path]:
+        """The done markers that exist, in folder order."""
+        return sorted(self.root.glob("seed_*/*/round_*/result.json"))
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """Vector figures."""
+        return self.root / "figures"
