@@ -1,0 +1,13 @@
+"""Arms: the ticket and its controls. A new control is one file here: where it starts, with which mask, on which clock."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from lth_scale.arms.base import Arm, Sources, Start, arms, split_draw
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Arm", "Sources", "Start", "arms", "split_draw"]

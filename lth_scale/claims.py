@@ -1,0 +1,96 @@
+"""Who works on a round: numbered claim files, made exclusively. The highest claim owns the round and numbers its attempt."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lth_scale import files
+from lth_scale.errors import UserError
+
+
+def acquire(folder: Path, job: str = "none") -> int:
+    """Claim a round; returns the attempt's number, from 1. ``job`` is a name that the next one is told.
+
+    Raises UserError naming the owner's host, pid and job when another live process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        owner = holder(folder)
+        if owner is not None and alive(owner):
+            raise UserError(
+                f"{folder.parent} is being worked on by pid {owner['pid']} on {owner['host']} (job {owner['job']}); "
+                f"wait for it, or if that host is gone for good remove {folder / owner['claim']}"
+            )
+        number = 1 + int(owner["claim"] if owner else 0)
+        if _create(folder / f"{number:06d}", _me(job)):
+            return number
+
+
+@contextmanager
+def claimed(folder: Path, job: str, only: bool) -> Iterator[int]:
+    """Hold a claim while inside; its attempt number. With ``only`` false nothing is claimed: another rank did, attempt 0."""
+    attempt = acquire(folder, job) if only else 0
+    try:
+        yield attempt
+    finally:
+        if only:
+            release(folder, attempt)
+
+
+def release(folder: Path, attempt: int) -> None:
+    """Give a claim back at the end of an attempt, well or badly ended; its number stays taken."""
+    files.write_json(folder / f"{attempt:06d}", {**_me("none"), "released": True})
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """The highest claim, or None; one that was torn by a crash counts as a dead owner's."""
+    names = sorted(path.name for path in folder.glob("[0-9]" * 6))
+    if not names:
+        return None
+    try:
+        claim = json.loads((folder / names[-1]).read_text())
+    except ValueError:
+        claim = {"released": True, "pid": 0, "host": "unknown", "job": "unknown"}
+    return {**claim, "claim": names[-1]}
+
+
+def alive(owner: dict[str, Any]) -> bool:
+    """Whether a claim's owner may still be working: its process exists here, or it belongs to another host."""
+    if owner.get("released"):
+        return False
+    if owner["host"] != socket.gethostname():
+        return True
+    return bool(_started(owner["pid"]) == owner["started"])
+
+
+def _me(job: str) -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "job": job}
+
+
+def _started(pid: int) -> str | None:
+    """A process's start time in clock ticks since boot, with the boot's id: a pid that was given away again differs."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return None if stat[0] == "Z" else f"{boot}/{stat[19]}"
+
+
+def _create(path: Path, claim: dict[str, Any]) -> bool:
+    scratch = files.temporary(path)
+    files.write_json(scratch, claim)
+    try:
+        os.link(scratch, path)  # exclusive, and never seen half written
+    except FileExistsError:
+        return False
+    finally:
+        scratch.unlink(missing_ok=True)
+    files.sync_folder(path.parent)
+    return True

@@ -1,0 +1,283 @@
+"""The ``lth`` command: parse, dispatch, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from lth_scale.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lth_scale.experiment import Experiment
+    from lth_scale.tasks import Task
+
+USAGE = """\
+lth: lottery tickets at scale
+
+experiments
+  lth run CONFIG...          find tickets and train their controls (CONFIG: a shipped name or a YAML file)
+see
+  lth status [RUN]           what is done, running, interrupted; without RUN the runs in ./runs
+  lth report RUN...          tables, figures and a self-contained page
+  lth list WHAT              {topics}
+things
+  lth data prepare NAME --out DIR [--source PATH] [--size N]
+  lth data verify DIR
+
+run takes
+  --out DIR                  the run folder (default: runs/NAME-HASH)
+  --section.key=value        any field of the config (--print_config shows them all)
+  --plan                     tensors, densities, steps and disk, then exit
+  --jobs N                   processes (default: one per core)
+  --only seed=0,2 arm=ticket round=3-7
+  --print_config             a commented template
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 on a user error, 1 when a task failed for another reason."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not words or words[0] in ("-h", "--help") or "--help" in words:
+            print(USAGE.format(topics=", ".join(_topics())), end="")
+            return 0
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        return COMMANDS[words[0]](words[1:])
+    except UserError as error:
+        print(f"lth: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lth: stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    from lth_scale import settings
+    from lth_scale.experiment import Experiment
+
+    flags, rest = _run_flags(words)
+    if flags.print_config:
+        print(settings.template(), end="")
+        return 0
+    config = settings.parse(rest)
+    out = Path(flags.out) if flags.out else Path("runs") / f"{_name(rest)}-{settings.digest(config)}"
+    experiment = Experiment.at(config, out)
+    if flags.plan:
+        return _plan(experiment)
+    from torch.distributed import is_torchelastic_launched
+
+    if experiment.world > 1 and not is_torchelastic_launched():
+        return _torchrun(experiment, ["run", *words])
+    return _train(experiment.established(), flags.only or [], flags.jobs)
+
+
+def _run_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = _parser("run")
+    parser.add_argument("--out")
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--print_config", action="store_true")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--only", nargs="+")
+    flags, rest = parser.parse_known_args(words)
+    if flags.jobs is not None and flags.jobs < 1:
+        raise UserError(f"--jobs={flags.jobs} is not valid; it must be 1 or more")
+    strays = [word for word in flags.only or [] if "=" not in word]  # config names that stood behind --only
+    flags.only = [word for word in flags.only or [] if "=" in word]
+    return flags, [*rest, *strays]
+
+
+def _name(words: Sequence[str]) -> str:
+    named = [w.removeprefix("--config=") for w in words if not w.startswith("--") or w.startswith("--config=")]
+    return Path(named[0]).stem if named else "run"
+
+
+def _plan(experiment: Experiment) -> int:
+    from lth_scale.plan import plan
+
+    for part in plan(experiment):
+        _console().print(part)
+    return _next("the same command without --plan")
+
+
+def _torchrun(experiment: Experiment, words: Sequence[str]) -> int:
+    """Several devices: replace this process by torchrun, whose processes come back here, launched."""
+    if experiment.config.hardware.nodes > 1:
+        raise UserError("hardware.nodes > 1 needs a launcher on every node: torchrun --nnodes=... -m lth_scale run ...")
+    processes = f"--nproc-per-node={experiment.config.hardware.devices}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", processes, "-m", "lth_scale", *words]
+    os.execv(sys.executable, command)
+
+
+def _train(experiment: Experiment, only: Sequence[str], jobs: int | None) -> int:
+    from torch.distributed import is_torchelastic_launched
+
+    from lth_scale import tasks
+
+    chosen = tasks.select(experiment.tasks, only)
+    if is_torchelastic_launched():
+        return _train_here(experiment, chosen)
+    from lth_scale.launch import cores, launch
+    from lth_scale.live import Display
+
+    with Display(experiment, _console()) as display:
+        board = launch(experiment, chosen, jobs or cores(), display, os.environ.get("SLURM_JOB_ID", "none"))
+    for task, reason in board.failed.items():
+        print(f"lth: {task} failed: {reason}", file=sys.stderr)
+    _conclude(experiment)
+    return board.exit_code
+
+
+def _train_here(experiment: Experiment, chosen: Sequence[Task]) -> int:
+    """One of several ranks: all tasks in order, in this process."""
+    import torch
+    import torch.distributed as dist
+
+    from lth_scale import lottery
+
+    torch.set_num_threads(experiment.config.hardware.threads)
+    try:
+        lottery.run(experiment, chosen, os.environ.get("SLURM_JOB_ID", "none"))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if int(os.environ.get("RANK", 0)) == 0:
+        _conclude(experiment)
+    return 0
+
+
+def _conclude(experiment: Experiment) -> None:
+    """The table, the sentence and the page of whatever is done."""
+    from lth_scale.report import headline, terminal_table, write_report
+
+    root = experiment.paths.root
+    if not experiment.paths.results():
+        return
+    _console().print(terminal_table(root))
+    _console().print(headline(root), soft_wrap=True)
+    print(f"report: {write_report([root], root)}")
+    _next(f"lth status {root}")
+
+
+def _report(words: list[str]) -> int:
+    from lth_scale.report import headline, terminal_table, write_report
+
+    parser = _parser("report")
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--out")
+    flags = parser.parse_args(words)
+    if not flags.runs:
+        raise UserError("report needs at least one run folder: lth report RUN...")
+    runs = [Path(run) for run in flags.runs]
+    out = Path(flags.out) if flags.out else runs[0]
+    for run in runs:
+        _console().print(terminal_table(run))
+        _console().print(headline(run), soft_wrap=True)
+    print(f"report: {write_report(runs, out)}")
+    return _next("open that page in a browser")
+
+
+def _status(words: list[str]) -> int:
+    from lth_scale.status import overview, status
+
+    flags = _parser("status", "run").parse_args(words)
+    _console().print(status(Path(flags.run)) if flags.run else overview(Path("runs")))
+    return _next(f"lth report {flags.run}" if flags.run else "lth status RUN")
+
+
+def _list(words: list[str]) -> int:
+    topics = _topics()
+    if len(words) != 1 or words[0] not in topics:
+        raise unknown("list", " ".join(words), topics)
+    for line in topics[words[0]]():
+        print(line)
+    return _next("lth run CONFIG --plan")
+
+
+def _topics() -> dict[str, Callable[[], list[str]]]:
+    """What ``lth list`` knows, each read from its registry."""
+
+    def registry(module: str, name: str) -> Callable[[], list[str]]:
+        return lambda: sorted(getattr(importlib.import_module(f"lth_scale.{module}"), name))
+
+    return {
+        "models": registry("models", "models"),
+        "datasets": registry("data", "datasets"),
+        "criteria": registry("pruning", "criteria"),
+        "scopes": registry("pruning", "scopes"),
+        "arms": registry("arms", "arms"),
+        "recipes": registry("rewinding", "recipes"),
+        "configs": lambda: importlib.import_module("lth_scale.settings").shipped_configs(),
+    }
+
+
+def _data(words: list[str]) -> int:
+    actions = {"prepare": _prepare, "verify": _verify}
+    if not words or words[0] not in actions:
+        raise unknown("data", words[0] if words else "", actions)
+    return actions[words[0]](words[1:])
+
+
+def _prepare(words: list[str]) -> int:
+    from lth_scale.data import prepare
+
+    parser = _parser("data prepare", "name")
+    parser.add_argument("--out")
+    parser.add_argument("--source")
+    parser.add_argument("--size", type=int)
+    flags = parser.parse_args(words)
+    if not flags.name or not flags.out:
+        raise UserError("data prepare needs a name and a folder: lth data prepare NAME --out DIR (lth list datasets)")
+    print(prepare(flags.name, Path(flags.out), Path(flags.source) if flags.source else None, size=flags.size))
+    return _next(f"lth data verify {flags.out}")
+
+
+def _verify(words: list[str]) -> int:
+    from lth_scale.data import verify
+
+    flags = _parser("data verify", "folder").parse_args(words)
+    if not flags.folder:
+        raise UserError("data verify needs a folder: lth data verify DIR")
+    print(verify(Path(flags.folder), progress=True))
+    return _next(f"lth run CONFIG --data.dir={flags.folder}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but its errors are this program's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.removeprefix('lth ')}: {message}")
+
+
+def _parser(command: str, optional: str | None = None) -> _Parser:
+    parser = _Parser(prog=f"lth {command}", allow_abbrev=False, add_help=False)
+    if optional:
+        parser.add_argument(optional, nargs="?")
+    return parser
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _next(command: str) -> int:
+    print(f"next: {command}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "status": _status,
+    "report": _report,
+    "list": _list,
+    "data": _data,
+}

@@ -1,0 +1,137 @@
+"""What a finished round records: one JSON document, the round's done marker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lth_scale import checkpoint, files, models
+from lth_scale.arms import Start
+from lth_scale.checkpoint import State
+from lth_scale.experiment import Experiment
+from lth_scale.masks import Mask
+from lth_scale.tasks import Task
+
+if TYPE_CHECKING:
+    from lth_scale.training import Trained
+    from lth_scale.training.evaluation import Curves, Measure
+
+SCHEMA = 1
+FORWARD_AND_BACKWARD = 3  # the backward pass costs two forwards
+FLOPS_PER_MAC = 2
+
+
+def result(experiment: Experiment, task: Task, start: Start, trained: Trained, attempt: int) -> dict[str, Any]:
+    """The document; its schema is docs/run_folder.md's."""
+    clock, batch = start.clock, experiment.config.train.batch_size
+    samples = clock.steps * batch
+    return {
+        "schema": SCHEMA,
+        "seed": task.seed,
+        "arm": task.arm,
+        "round": task.round,
+        "attempt": attempt,
+        **_density(experiment, start.mask),
+        "flags": flags(experiment, start.mask, trained.curves),
+        "source": {
+            "name": start.source,
+            "sha256": start.state.masked(start.mask).sha256(),
+            "theta_k": _theta_hash(experiment, task),
+            "verdict": "exact",  # the round would have refused to start otherwise
+        },
+        "recipe": {"name": experiment.config.rewind.recipe, **asdict(experiment.recipe)},
+        "streams": {n: experiment.stream(task.seed, n) for n in ("init", "order", "augment", "mask", "dropout")},
+        "clock": {
+            "start": clock.start,
+            "end": clock.stop,
+            "steps": clock.steps,
+            "samples": samples,
+            "steps_per_epoch": experiment.steps_per_epoch,
+            "noise": clock.noise,
+        },
+        **_measures(trained.curves, clock.start, clock.stop, experiment.schedule_drops),
+        "flops": _flops(experiment, start.mask, samples),
+        "seconds": _seconds(trained.seconds, experiment.world),
+        "bytes": {"stored": trained.stored},
+        "hashes": {"weights": files.sha256_tensors(trained.state.weights), "mask": start.mask.sha256()},
+        "zeros": zeros(trained.state, start.mask),
+    }
+
+
+def _density(experiment: Experiment, mask: Mask) -> dict[str, Any]:
+    every = sum(p.numel() for p in experiment.model(0).parameters())
+    kinds = {p.name: p.kind for p in experiment.prunable}
+    counts = mask.counts()
+    return {
+        "density": mask.density,
+        "density_all": (mask.kept + every - mask.numel) / every,
+        "tensors": {n: {"kept": kept, "numel": numel, "kind": kinds[n]} for n, (kept, numel) in counts.items()},
+    }
+
+
+def flags(experiment: Experiment, mask: Mask, curves: Curves) -> list[str]:
+    """What a reader of the numbers should know: emptied tensors, no path from input to output, divergence."""
+    found = [f"empty: {name}" for name, (kept, _) in mask.counts().items() if kept == 0]
+    if not models.connected(experiment.model(0), mask, experiment.description.shape):
+        found.append("disconnected")
+    if any(row.loss != row.loss for row in curves.rows):
+        found.append("diverged")
+    return found
+
+
+def _measures(curves: Curves, start: int, stop: int, drops: bool) -> dict[str, Any]:
+    lowest = curves.minimum()
+    at = stop if lowest is None else lowest.step
+    early = {
+        "step": at,
+        "steps_trained": at - start,
+        "reached": lowest is not None and at != stop,
+        **_row(curves.at(at).values()),
+    }
+    thirds = [step for step in (round(stop / 3), round(2 * stop / 3), stop) if step > start]
+    return {
+        "end": {"step": stop, **_row(curves.at(stop).values())},
+        "early_stop": early,
+        "thirds": [{"step": step, **_row(curves.at(step).values())} for step in thirds] if drops else None,
+    }
+
+
+def _row(rows: Iterable[Measure]) -> dict[str, Any]:
+    return {
+        row.split: {
+            "loss": None if row.loss != row.loss else row.loss,
+            "accuracy": row.accuracy,
+            "samples": row.samples,
+        }
+        for row in rows
+    }
+
+
+def _flops(experiment: Experiment, mask: Mask, samples: int) -> dict[str, float]:
+    model, shape = experiment.model(0), experiment.description.shape
+    macs, fixed = models.macs(model, shape), models.macs_fixed(model, shape)
+    sparse = sum(count * kept / numel for n, count in macs.items() for kept, numel in [mask.counts()[n]])
+    per_mac = FLOPS_PER_MAC * FORWARD_AND_BACKWARD * samples
+    return {"dense": per_mac * (sum(macs.values()) + fixed), "sparse": per_mac * (sparse + fixed)}
+
+
+def _seconds(seconds: dict[str, float], world: int) -> dict[str, float]:
+    train = seconds["total"] - seconds["evaluation"] - seconds["checkpoint"]
+    return {
+        "train": train,
+        "evaluation": seconds["evaluation"],
+        "checkpoint": seconds["checkpoint"],
+        "device": seconds["total"] * world,
+    }
+
+
+def _theta_hash(experiment: Experiment, task: Task) -> str:
+    manifest = checkpoint.load_manifest(experiment.paths.rewind(task.seed, experiment.k))
+    return str(manifest["files"][0]["sha256"])
+
+
+def zeros(state: State, mask: Mask) -> dict[str, int]:
+    """The zero proof on the state as stored: pruned places, and how many of them are not exactly 0."""
+    wrong = sum(int((state.weights[name][~kept] != 0).sum()) for name, kept in mask.items())
+    return {"pruned": mask.numel - mask.kept, "nonzero": wrong}

@@ -1,0 +1,218 @@
+"""Config <-> YAML: reading, layering, writing, naming a run, and refusing a change of what its results depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lth_scale import files
+from lth_scale.config import Config
+from lth_scale.errors import UserError
+from lth_scale.resources import folder
+
+SCHEMA = 1  # goes up when a default changes, so that an old folder never passes for a new one
+
+FREE = (
+    "run.", "reinit.", "report.", "hardware.", "data.dir", "prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every",
+)  # fmt: skip
+"""Fields that do not change a result already there; ``hardware.precision`` does."""
+
+
+def parser() -> ArgumentParser:
+    """A parser of ``--config`` files and ``--section.key=value`` for every field."""
+    made = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
+    made.add_argument("--config", action="config")
+    for section in dataclasses.fields(Config):
+        made.add_argument(
+            f"--{section.name}", type=type(getattr(Config(), section.name)), default=getattr(Config(), section.name)
+        )
+    return made
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Command-line words -> Config. Files are layered in their order; single fields win over every file, wherever they stand.
+
+    Raises UserError naming the key, the value and the choices.
+    """
+    pairs = _pairs(arguments)
+    configs = [word for pair in pairs if pair[0] == "--config" for word in (pair[0], str(resolve(pair[1])))]
+    fields = [f"{key}={_yaml(value)}" for key, value in pairs if key != "--config"]
+    _check_keys([key[2:] for key, _ in pairs if key != "--config"])
+    for path in configs[1::2]:
+        _check_keys(list(_leaves(_read(Path(path)))))
+    made = parser()
+    try:
+        return Config(**_sections(made.instantiate_classes(made.parse_args([*configs, *fields]))))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_one_line(str(error))) from None
+
+
+def _sections(namespace: Any) -> dict[str, Any]:
+    return {section.name: namespace[section.name] for section in dataclasses.fields(Config)}
+
+
+def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.partition("=")
+        if not key.startswith("--"):
+            pairs.append(("--config", word))
+        elif equals or words:
+            pairs.append((key, value if equals else words.pop(0)))
+        else:
+            raise UserError(f"{key} has no value; write {key}=VALUE")
+    return pairs
+
+
+def _yaml(value: str) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(value, value.replace("(", "[").replace(")", "]"))
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    valid = list(_leaves(as_dict(Config())))
+    for key in keys:
+        if key not in valid and not any(name.startswith(f"{key}.") for name in valid):
+            near = difflib.get_close_matches(key, valid, n=1)
+            section = [name for name in valid if name.startswith(key.partition(".")[0] + ".")] or valid
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{key} is not a config field{hint}; choose from: {', '.join(section)}")
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _one_line(text: str) -> str:
+    """jsonargparse explains over several lines; the first that names the key and the last that names the choices say it all."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    short = re.sub(r'Parser key "([^"]+)":', r"\1:", " ".join(lines))
+    return short[:600]
+
+
+def resolve(name: str) -> Path:
+    """A config file's path, or the shipped config of that bare name. Raises UserError naming the shipped ones."""
+    if Path(name).suffix in (".yaml", ".yml") or "/" in name:
+        if not Path(name).is_file():
+            raise UserError(f"--config={name!r} does not exist")
+        return Path(name)
+    shipped = folder("configs") / f"{name}.yaml"
+    if not shipped.is_file():
+        raise UserError(
+            f"--config={name!r} is not a file, nor a shipped config; choose from: {', '.join(shipped_configs())}"
+        )
+    return shipped
+
+
+def shipped_configs() -> list[str]:
+    """Bare names of the configs that come with the package."""
+    return sorted(path.stem for path in folder("configs").glob("*.yaml"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {_one_line(str(error))}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no config: it must be a YAML mapping with sections such as data, model, train")
+    return tree
+
+
+def load(path: Path) -> Config:
+    """Read a whole config from a YAML file; raises UserError naming the file, or the key that is wrong in it."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: not a run folder?")
+    return parse(["--config", str(path)])
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Plain values, tuples as lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML."""
+    return str(yaml.safe_dump(as_dict(config), sort_keys=False))
+
+
+def fields_of(config: Config) -> dict[str, Any]:
+    """``section.key`` -> value, all fields."""
+    flat: dict[str, Any] = {}
+
+    def walk(tree: dict[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    walk(as_dict(config), "")
+    return flat
+
+
+def binding(config: Config) -> dict[str, Any]:
+    """The fields that change results."""
+    fields = fields_of(config)
+    return {key: value for key, value in fields.items() if key == "hardware.precision" or not key.startswith(FREE)}
+
+
+def digest(config: Config) -> str:
+    """Eight hex digits over the result-changing fields that differ from their default: part of the run folder's name."""
+    standard = binding(Config())
+    changed = {key: value for key, value in sorted(binding(config).items()) if value != standard[key]}
+    text = json.dumps({"schema": SCHEMA, **changed}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def establish(path: Path, config: Config) -> None:
+    """Write a run's config.yaml, or refuse one whose results differ from those already there, naming the fields."""
+    if path.exists():
+        old, new = binding(load(path)), binding(config)
+        changed = [f"{key} ({old[key]!r} there, {new[key]!r} asked)" for key in new if old[key] != new[key]]
+        if changed:
+            raise UserError(
+                f"{path.parent} holds results of another config: {', '.join(changed)}; choose another --out"
+            )
+    files.write_text(path, dump(config))
+
+
+def template() -> str:
+    """Every field with its default and its meaning, as commented YAML."""
+    return "".join(
+        _commented(section.name, getattr(Config(), section.name), "") for section in dataclasses.fields(Config)
+    )
+
+
+def _commented(name: str, section: Any, indent: str) -> str:
+    lines = [f"{indent}{name}:"]
+    notes = _notes(section)
+    for entry in dataclasses.fields(section):
+        value = getattr(section, entry.name)
+        if dataclasses.is_dataclass(value):
+            lines.append(_commented(entry.name, value, indent + "  ").rstrip("\n"))
+            continue
+        text = yaml.safe_dump(json.loads(json.dumps(value)), default_flow_style=True).replace("\n...", "").strip()
+        note = f"  # {notes[entry.name]}" if entry.name in notes else ""
+        lines.append(f"{indent}  {entry.name}: {text}{note}")
+    return "\n".join(lines) + "\n"
+
+
+def _notes(section: Any) -> dict[str, str]:
+    found = re.findall(r"^\s+(\w+): (.+)$", (section.__doc__ or "").replace("Args: ", "\n    "), re.MULTILINE)
+    return dict(found)

@@ -1,0 +1,133 @@
+"""Validation on a fixed grid; test and train where they are reported. No choice ever reads test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+
+from lth_scale import files
+from lth_scale.data import Dataset, Split
+from lth_scale.errors import UserError
+
+BATCH = 5000
+CACHED = 256 << 20  # bytes of normalised float32 images up to which a split is kept in memory
+TRAIN_SAMPLES = 5000  # train figures are measured on this many images, evenly spread over the split
+HEADER = "step,split,loss,accuracy,samples"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the curves: mean cross-entropy in nats, accuracy in [0, 1], over ``samples`` images."""
+
+    step: int
+    split: str
+    loss: float
+    accuracy: float
+    samples: int
+
+    @property
+    def line(self) -> str:
+        """Its line in metrics.csv; floats keep all their bits."""
+        return f"{self.step},{self.split},{self.loss!r},{self.accuracy!r},{self.samples}"
+
+    @staticmethod
+    def parse(line: str) -> Measure:
+        """The inverse of ``line``."""
+        step, split, loss, accuracy, samples = line.split(",")
+        return Measure(int(step), split, float(loss), float(accuracy), int(samples))
+
+
+@lru_cache(maxsize=4)
+def spread(split: Split, samples: int) -> Split:
+    """At most ``samples`` images, evenly spread over the split."""
+    if len(split.labels) <= samples:
+        return split
+    index = torch.linspace(0, len(split.labels) - 1, samples, dtype=torch.float64).round().long()
+    return Split(split.images[index], split.labels[index])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: torch.device) -> tuple[float, float, int]:
+    """(mean loss, accuracy, samples): every image once at any number of ranks, hits as integers, losses in float64."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    totals = torch.zeros(3, dtype=torch.float64)
+    training = model.training
+    model.eval()
+    for x, y in _batches(dataset, split, rank, world):
+        logits, target = model(x.to(device)).float(), y.to(device)
+        loss = functional.cross_entropy(logits, target, reduction="none").double().sum()
+        totals += torch.stack([loss, (logits.argmax(1) == target).sum().double(), loss.new_tensor(float(len(y)))]).cpu()
+    model.train(training)
+    if world > 1:
+        dist.all_reduce(totals)
+    loss_sum, hits, count = totals.tolist()
+    return loss_sum / count, hits / count, int(count)
+
+
+def _batches(dataset: Dataset, split: Split, rank: int, world: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    if split.images.numel() * 4 <= CACHED:
+        return _kept(dataset, split, rank, world)
+    return _normalised(dataset, split, rank, world)
+
+
+def _normalised(dataset: Dataset, split: Split, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    images, labels = split.images[rank::world], split.labels[rank::world]
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        yield dataset.normalise(x), y
+
+
+@lru_cache(maxsize=4)
+def _kept(dataset: Dataset, split: Split, rank: int, world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(_normalised(dataset, split, rank, world))
+
+
+class Curves:
+    """The measures of one attempt, in memory and in its metrics.csv.
+
+    Args:
+        path: the attempt's metrics.csv, or None on ranks that do not write.
+        earlier: rows of the attempt it goes on from, already cut at the resumed step.
+    """
+
+    def __init__(self, path: Path | None, earlier: Iterable[Measure] = ()) -> None:
+        self.rows = list(earlier)
+        self._path = path
+        if path is not None:
+            files.write_text(path, "\n".join([HEADER, *(row.line for row in self.rows)]) + "\n")
+
+    def add(self, row: Measure) -> None:
+        """Append one measure."""
+        self.rows.append(row)
+        if self._path is not None:
+            files.append_line(self._path, row.line)
+
+    def sync(self) -> None:
+        """Make what was appended survive a crash."""
+        if self._path is not None:
+            files.sync_file(self._path)
+
+    def at(self, step: int) -> dict[str, Measure]:
+        """The measures of one step, by split."""
+        return {row.split: row for row in self.rows if row.step == step}
+
+    def minimum(self) -> Measure | None:
+        """The first minimum of validation loss so far; None before any finite one."""
+        finite = [row for row in self.rows if row.split == "validation" and row.loss == row.loss]
+        return min(finite, key=lambda row: row.loss, default=None)
+
+
+def read_curves(path: Path, until: int) -> list[Measure]:
+    """The rows of a metrics.csv up to a step; a torn last line is ignored. Raises UserError when it is missing or damaged."""
+    try:
+        text = path.read_text()
+        lines = text[: text.rfind("\n") + 1].splitlines()[1:]
+        return [row for line in lines if (row := Measure.parse(line)).step <= until]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); remove the round's folder to train it anew") from None

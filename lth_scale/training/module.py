@@ -1,0 +1,95 @@
+"""The one LightningModule for classification, and its optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from lth_scale.config import Train
+from lth_scale.models import decay_groups
+from lth_scale.streams import derive
+from lth_scale.training.schedule import Schedule
+
+
+class Classifier(pl.LightningModule):
+    """Cross-entropy training of a model; the step counter is the only thing its learning rate and its noise depend on.
+
+    Args:
+        model: maps images [N, C, H, W] to logits [N, classes].
+        config: optimizer settings.
+        schedule: learning rate by step of the dense clock.
+        first: the step that training (re)starts at.
+        shift: what to add to a step to find its place in the schedule; None stays at the schedule's last rate.
+        last: T, where a schedule without shift stays.
+        dropout: seed of the ``dropout`` stream.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Train,
+        schedule: Schedule,
+        first: int,
+        shift: int | None,
+        last: int,
+        dropout: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._config, self._schedule = config, schedule
+        self._first, self._shift, self._last = first, shift, last
+        self._dropout = dropout
+        self._noisy = any("drop" in type(part).__name__.lower() or _drops(part) for part in model.modules())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the running hook some 40 times a step; torch's own setter would make that a tenth of a small step."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def step(self) -> int:
+        """Global batches consumed since the initialisation."""
+        return self._first + self.trainer.global_step
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
+        """The mean loss of one micro-batch."""
+        images, labels = batch
+        if self._noisy:
+            torch.manual_seed(derive(self._dropout, "dropout", self.step, index, self.global_rank))
+        return functional.cross_entropy(self.model(images), labels)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Set the learning rate of this step."""
+        place = self._last - 1 if self._shift is None else self.step + self._shift
+        for group in optimizer.param_groups:
+            group["lr"] = self._schedule.at(place)
+
+    def configure_optimizers(self) -> Optimizer:
+        """The config's optimizer over one or two parameter groups."""
+        return make_optimizer(self.model, self._config)
+
+
+def _drops(part: nn.Module) -> bool:
+    return isinstance(part, nn.MultiheadAttention) and part.dropout > 0
+
+
+def make_optimizer(model: nn.Module, config: Train) -> Optimizer:
+    """SGD, Nesterov, Adam or AdamW; with ``train.decay=weights`` biases and norm layers do not decay."""
+    parameters = dict(model.named_parameters())
+    decayed, kept = decay_groups(model) if config.decay == "weights" else (list(parameters), [])
+    named = [(decayed, config.weight_decay), (kept, 0.0)]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameters[n] for n in names], "weight_decay": decay} for names, decay in named if names
+    ]
+    if config.optimizer in ("sgd", "nesterov"):
+        nesterov = config.optimizer == "nesterov"
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr, fused=True)
