@@ -1,4 +1,4 @@
-"""Atomic, checksummed, strategy-neutral training states: flat ranges of named tensors per rank, and a manifest written last."""
+"""Atomic, checksummed, strategy-neutral training states: flat ranges of named tensors per rank, a manifest last."""
 
 from __future__ import annotations
 

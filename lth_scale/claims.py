@@ -1,4 +1,4 @@
-"""Who works on a round: numbered claim files, made exclusively. The highest claim owns the round and numbers its attempt."""
+"""Who works on a round: numbered claim files, made exclusively. The highest owns the round and numbers its attempt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def acquire(folder: Path, job: str = "none") -> int:
 
 @contextmanager
 def claimed(folder: Path, job: str, only: bool) -> Iterator[int]:
-    """Hold a claim while inside; its attempt number. With ``only`` false nothing is claimed: another rank did, attempt 0."""
+    """Hold a claim while inside; its attempt number. With ``only`` false another rank claims, and the number is 0."""
     attempt = acquire(folder, job) if only else 0
     try:
         yield attempt

@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, one per component, each checked when it is made. Only ``cli`` and ``lottery`` see the whole."""
+"""The configuration: frozen dataclasses, one per component, each checked when it is made."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Train:
     Args:
         duration: T, the length of the dense round.
         batch_size: samples of one step, over all devices.
-        micro_batch: samples of one forward on one device; 0 means batch_size / world size, fixed when the run folder is made.
+        micro_batch: samples of one forward on one device; 0 means batch_size / world size, fixed with the run folder.
         optimizer: sgd (with momentum), nesterov, adam or adamw.
         lr: peak learning rate.
         momentum: of sgd and nesterov.
@@ -112,7 +112,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Rates:
-    """Fractions of the surviving weights removed per round, by kind of tensor; unset means prune.rate, 0 means never pruned."""
+    """Fractions of the surviving weights removed per round, by kind of tensor; unset: prune.rate; 0: never."""
 
     conv: float | None = None
     fc: float | None = None

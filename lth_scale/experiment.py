@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -161,7 +162,7 @@ class Experiment:
         )
 
     def ticket_mask(self, task: Task) -> Mask:
-        """The mask that the ticket's round before left for this round; raises UserError when missing, damaged or foreign."""
+        """The mask that the ticket's round before left for this one; raises UserError if missing, damaged or foreign."""
         mask = Mask.load(self.paths.round(task.seed, "ticket", task.round).mask)
         mask.check_model({p.name: p.shape for p in self.prunable})
         return mask
@@ -181,6 +182,10 @@ class Experiment:
         settings.establish(self.paths.config, made.config)
         _record(self.paths.provenance, self.dataset.checksum)
         return made
+
+    def provenance(self) -> dict[str, Any]:
+        """Where and with what an attempt runs: what its bits may depend on beside the config."""
+        return {**machine(), "hardware": asdict(self.config.hardware), "micro_batch": self.micro_batch}
 
     def _fixed(self, config: Config) -> int:
         return config.train.micro_batch or self.micro_batch

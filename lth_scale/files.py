@@ -1,4 +1,4 @@
-"""Files are the truth: written to a temporary name, fsynced, moved into place. Every write of the project goes through here."""
+"""Files are the truth: written to a temporary name, fsynced, moved into place. Every write goes through here."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def cores() -> int:
 
 
 def launch(experiment: Experiment, tasks: Sequence[Task], jobs: int, show: Callable[[Board], None], job: str) -> Board:
-    """Run tasks in ``jobs`` processes. A failed task blocks what needs it and nothing else; its reason is on the board."""
+    """Run tasks in ``jobs`` processes. A failed task blocks what needs it, nothing else; the board tells why."""
     board = Board(tasks)
     todo = [task for task in tasks if not task.done(experiment.paths)]
     experiment.dataset  # decoded once, before every process would do it  # noqa: B018

@@ -31,6 +31,10 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
     if task.needs and not task.needs.done(experiment.paths):
         raise UserError(f"{task} is not ready: {task.needs} is not done")
     with claims.claimed(paths.claims, job, only=first_rank()) as attempt:
+        if task.done(experiment.paths):  # by another process, just now
+            return
+        if first_rank():
+            files.write_json(paths.provenance(attempt), experiment.provenance())
         start = experiment.start(task)  # the source state that arm and recipe name, and the mask
         trained = train_round(_job(experiment, task, start, attempt))  # goes on by itself if it was interrupted
         if first_rank():

@@ -74,11 +74,14 @@ def _summary(experiment: Experiment) -> Iterator[str]:
         f"rewind point: step {experiment.k} of {experiment.total} (rewind.at={config.rewind.at}), recipe "
         f"{config.rewind.recipe}: {experiment.recipe}"
     )
-    yield f"micro-batch: {experiment.micro_batch} on {experiment.world} device(s) for a global batch of {config.train.batch_size}"
+    batch = config.train.batch_size
+    yield f"micro-batch: {experiment.micro_batch} on {experiment.world} device(s) for a global batch of {batch}"
     later = sum(task.round > 0 for task in tasks)
     steps = (len(tasks) - later) * experiment.total + later * _later(experiment)
-    yield f"tasks: {len(tasks)} ({', '.join(config.run.arms)} for seeds {', '.join(map(str, config.run.replicates))}), up to {steps:,} steps"
-    yield f"disk needed: about {_disk(experiment) / 1e6:,.0f} MB at the end, {_peak(experiment) / 1e6:,.1f} MB more while a round trains"
+    arms, seeds = ", ".join(config.run.arms), ", ".join(map(str, config.run.replicates))
+    yield f"tasks: {len(tasks)} ({arms} for seeds {seeds}), up to {steps:,} steps"
+    end, more = _disk(experiment) / 1e6, _peak(experiment) / 1e6
+    yield f"disk needed: about {end:,.0f} MB at the end, {more:,.1f} MB more while a round trains"
 
 
 def _weights(experiment: Experiment) -> int:

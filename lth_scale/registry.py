@@ -1,4 +1,4 @@
-"""Name -> implementation tables. Adding a model, data set, criterion, scope, arm or recipe is one entry in one of them."""
+"""Name -> implementation tables. Adding a model, data set, criterion, scope, arm or recipe is one entry in one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Recipes: what a later round restores, and from where. "Late rewinding" has many meanings; here each is a named, recorded one.
+"""Recipes: what a later round restores, and from where. "Late rewinding" has many meanings; each here has a name.
 
-Sources of the presets: Frankle et al. 2020 (OpenLTH), Renda et al. 2020 (weight and learning-rate rewinding), Han et al. 2015
-(fine-tuning), and the common restart of the whole schedule.
+Sources of the presets: Frankle et al. 2020 (OpenLTH), Renda et al. 2020 (weight and learning-rate rewinding),
+Han et al. 2015 (fine-tuning), and the common restart of the whole schedule.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from lth_scale.resources import folder
 SCHEMA = 1  # goes up when a default changes, so that an old folder never passes for a new one
 
 FREE = (
-    "run.", "reinit.", "report.", "hardware.", "data.dir", "prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every",
-)  # fmt: skip
+    *("run.", "reinit.", "report.", "hardware."),
+    *("data.dir", "prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every"),
+)
 """Fields that do not change a result already there; ``hardware.precision`` does."""
 
 
@@ -39,7 +40,7 @@ def parser() -> ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """Command-line words -> Config. Files are layered in their order; single fields win over every file, wherever they stand.
+    """Command-line words -> Config. Files are layered in order; single fields win over every file, wherever they stand.
 
     Raises UserError naming the key, the value and the choices.
     """
@@ -98,7 +99,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(text: str) -> str:
-    """jsonargparse explains over several lines; the first that names the key and the last that names the choices say it all."""
+    """jsonargparse explains over several lines; one must do."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     short = re.sub(r'Parser key "([^"]+)":', r"\1:", " ".join(lines))
     return short[:600]
@@ -173,7 +174,7 @@ def binding(config: Config) -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """Eight hex digits over the result-changing fields that differ from their default: part of the run folder's name."""
+    """Eight hex digits over the result-changing fields that differ from their default; part of the folder's name."""
     standard = binding(Config())
     changed = {key: value for key, value in sorted(binding(config).items()) if value != standard[key]}
     text = json.dumps({"schema": SCHEMA, **changed}, sort_keys=True, separators=(",", ":"))

@@ -1,6 +1,6 @@
 """The one room that knows where a parameter's fp32 master weights and optimizer state are on this rank.
 
-Selection, masking, rewinding and the zero proof use only this. Here: one device and DDP, where every rank holds everything.
+Selection, masking, rewinding and the zero proof use only this. One device and DDP: every rank holds everything.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def restore(module: nn.Module, optimizers: Sequence[Optimizer], state: State) ->
 
 def _placed(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     if tensor.shape != parameter.shape:  # a step counter
-        return tensor.clone()
+        return tensor.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 

@@ -62,7 +62,7 @@ def tasks(run: Run, reinit: Reinit, rounds: int) -> list[Task]:
 
 
 def select(every: Sequence[Task], only: Iterable[str]) -> list[Task]:
-    """The tasks that ``seed=0,2 arm=ticket round=3-7`` names; raises UserError on an unknown key or on no task at all."""
+    """The tasks that ``seed=0,2 arm=ticket round=3-7`` names; raises UserError on an unknown key or on none at all."""
     chosen = list(every)
     for word in only:
         key, _, text = word.partition("=")

@@ -1,4 +1,4 @@
-"""Arms: the ticket and its controls. A new control is one file here: where it starts, with which mask, on which clock."""
+"""Arms: the ticket and its controls. A new control is one file here: its start, its mask, its clock."""
 
 from __future__ import annotations
 

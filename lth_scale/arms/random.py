@@ -1,4 +1,4 @@
-"""The same weights under a mask permuted within each layer: is it the structure that matters? (Frankle et al. 2020, section 4)."""
+"""The same weights under a mask permuted within each layer: does structure matter? (Frankle et al. 2020, section 4)."""
 
 from lth_scale.arms.base import Arm, Sources, Start, arms
 

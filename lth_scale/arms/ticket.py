@@ -1,4 +1,4 @@
-"""The ticket: the surviving weights, rewound as the recipe says (Frankle & Carbin 2019, section 1; Frankle et al. 2020)."""
+"""The ticket: its weights rewound as the recipe says (Frankle & Carbin 2019, section 1; Frankle et al. 2020)."""
 
 from lth_scale.arms.base import Arm, Sources, Start, arms
 

@@ -8,5 +8,5 @@ from lth_scale.training.round import first_rank as first_rank
 from lth_scale.training.round import train_round as train_round
 from lth_scale.training.round import wait_for_all as wait_for_all
 
-# Lightning sets this at import; with it torch's Adam opens the driver library anew at every step of a CPU run (40 us each).
+# Lightning sets this at import; with it torch's Adam opens the driver library anew at every CPU step (40 us each).
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

@@ -124,7 +124,7 @@ class Curves:
 
 
 def read_curves(path: Path, until: int) -> list[Measure]:
-    """The rows of a metrics.csv up to a step; a torn last line is ignored. Raises UserError when it is missing or damaged."""
+    """The rows of a metrics.csv up to a step, without a torn last line. Raises UserError when missing or damaged."""
     try:
         text = path.read_text()
         lines = text[: text.rfind("\n") + 1].splitlines()[1:]

@@ -25,7 +25,7 @@ class Masking:
 
     def __init__(self, shards: Sequence[LocalShard], mask: Mapping[str, torch.Tensor]) -> None:
         self._shards = [shard for shard in shards if shard.name in mask]
-        # Float factors: on the CPU a float multiplication is several times faster than masked_fill_ (docs/decisions.md).
+        # Float factors: on the CPU multiplying is several times faster than masked_fill_ (docs/decisions.md).
         self._factors = [torch.empty_like(s.weights).copy_(mask[s.name]) for s in self._shards]
         self._handles: list[Any] = []
 

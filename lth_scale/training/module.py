@@ -47,7 +47,7 @@ class Classifier(pl.LightningModule):
         self._noisy = any("drop" in type(part).__name__.lower() or _drops(part) for part in model.modules())
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the running hook some 40 times a step; torch's own setter would make that a tenth of a small step."""
+        """Lightning notes the running hook 40 times a step; torch's setter would make that a tenth of a small step."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy, Strategy
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero
 from torch import nn
 
 from lth_scale import checkpoint
@@ -199,7 +199,7 @@ def wait_for_all() -> None:
 
 
 def _rank() -> int:
-    return int(rank_zero_only.rank or 0)
+    return int(getattr(rank_zero.rank_zero_only, "rank", 0) or 0)
 
 
 def _size(where: Path | None) -> int:
