@@ -1,0 +1,188 @@
+"""Shards: however the tensors are split, over however many processes, the mask is the one of the whole, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lth_scale.config import Prune
+from lth_scale.errors import UserError
+from lth_scale.pruning import Shard, candidates, masking, next_masks, threshold
+from lth_scale.pruning.ranks import Counts, Ranks
+
+SIZES = (3_000, 7, 1_200, 1)
+CONFIGS = [Prune(0.3), Prune(0.3, scope="layer"), Prune(0.9, min_per_layer=5), Prune(0.999)]
+
+
+def values(kind: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    normal = [torch.randn(size, generator=generator) * (1 + index) for index, size in enumerate(SIZES)]
+    shape = {
+        "normal": lambda w: w,
+        "ties": lambda w: w.round(),
+        "constant": lambda w: torch.full_like(w, -0.5),
+        "80 % zero": lambda w: w * (w.abs() > 1.3 * w.abs().median()),
+        "denormal": lambda w: w * 1e-40,
+        "heavy": lambda w: w.mul(9).exp(),
+    }[kind]
+    return [shape(weights) for weights in normal]
+
+
+KINDS_OF_VALUES = ["normal", "ties", "constant", "80 % zero", "denormal", "heavy"]
+
+
+def masks_of_round(kind: str, config: Prune, number: int) -> list[torch.Tensor]:
+    """The mask of the whole after some rounds; all ones for 0."""
+    kept = [torch.ones(size, dtype=torch.bool) for size in SIZES]
+    for _ in range(number):
+        kept = list(next_masks(part(kind, kept, 0, [(0, size) for size in SIZES]), config).values())
+    return kept
+
+
+def part(kind: str, kept: Sequence[torch.Tensor], rank: int, ranges: Sequence[tuple[int, int]]) -> list[Shard]:
+    """One process's shards, given its range of each tensor."""
+    return [
+        Shard(f"t{index}", weights[first:last].clone(), first, len(weights), mask[first:last], "fc")
+        for index, (weights, mask, (first, last)) in enumerate(zip(values(kind), kept, ranges, strict=True))
+    ]
+
+
+def ranges(cuts: Sequence[Sequence[int]], rank: int) -> list[tuple[int, int]]:
+    """The rank's range of each tensor, from where each is cut."""
+    edges = [[0, *(min(cut, size) for cut in sorted(where)), size] for where, size in zip(cuts, SIZES, strict=True)]
+    return [(edge[rank], edge[rank + 1]) for edge in edges]
+
+
+def joined(parts: Sequence[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
+    return torch.cat([masks[name] for masks in parts])
+
+
+class Threads(Ranks):
+    """Ranks that are threads of one process: cheap enough to try any number of splits."""
+
+    def __init__(self, rank: int, board: list[Counts], barrier: threading.Barrier) -> None:
+        super().__init__(None, torch.device("cpu"))
+        object.__setattr__(self, "_mine", (rank, board, barrier))
+
+    @property
+    def size(self) -> int:
+        return len(self._mine[1])
+
+    @property
+    def rank(self) -> int:
+        return self._mine[0]
+
+    def sum(self, counts: Counts) -> Counts:
+        rank, board, barrier = self._mine
+        board[rank] = counts
+        barrier.wait(5)
+        total = np.sum(board, axis=0)
+        barrier.wait(5)
+        return total
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks() -> None:
+    """Reach the sampled way, and cross blocks, with few weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threshold, "SMALL", 512)
+        patch.setattr(threshold, "SAMPLE", (300, 1000))
+        patch.setattr(candidates, "BLOCK", 500)
+        yield
+
+
+def in_threads(kind: str, config: Prune, kept: list[torch.Tensor], cuts: list[list[int]], world: int) -> list[dict]:
+    board, barrier = [np.zeros(0, np.int64)] * world, threading.Barrier(world)
+
+    def work(rank: int) -> dict[str, torch.Tensor]:
+        try:
+            return next_masks(part(kind, kept, rank, ranges(cuts, rank)), config, Threads(rank, board, barrier))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(world) as pool:
+        patch.setattr(masking, "Ranks", lambda group, device: group or Ranks(None, device))
+        return list(pool.map(work, range(world)))
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(KINDS_OF_VALUES),
+    config=st.sampled_from(CONFIGS),
+    number=st.integers(0, 2),
+    world=st.integers(1, 5),
+    data=st.data(),
+)
+def test_any_split_gives_the_mask_of_the_whole(
+    kind: str, config: Prune, number: int, world: int, data: st.DataObject
+) -> None:
+    cuts = [data.draw(st.lists(st.integers(0, size), min_size=world - 1, max_size=world - 1)) for size in SIZES]
+    kept = masks_of_round(kind, config, number)
+    parts = in_threads(kind, config, kept, cuts, world)
+    whole = masks_of_round(kind, config, number + 1)
+    assert all(torch.equal(joined(parts, f"t{index}"), mask) for index, mask in enumerate(whole))
+
+
+CUTS = {2: [[1_000], [7], [0], [1]], 3: [[10, 2_900], [3, 3], [0, 1_200], [0, 0]]}
+
+
+def _work(rank: int, world: int, folder: str) -> None:
+    """One real process: every kind of values and config on shards; then what must be refused."""
+    torch.set_num_threads(1)
+    threshold.SMALL, threshold.SAMPLE, candidates.BLOCK = 512, (300, 1000), 500
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        out = {}
+        for kind in KINDS_OF_VALUES:
+            for index, config in enumerate(CONFIGS):
+                kept = masks_of_round(kind, config, index % 2)
+                out[kind, index] = next_masks(
+                    part(kind, kept, rank, ranges(CUTS[world], rank)), config, dist.group.WORLD
+                )
+        torch.save(
+            {f"{k}|{i}|{name}": m for (k, i), masks in out.items() for name, m in masks.items()}, f"{folder}/{rank}"
+        )
+        _refusals(rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _refusals(rank: int, world: int) -> None:
+    kept = masks_of_round("normal", CONFIGS[0], 0)
+    whole = part("normal", kept, rank, [(0, size) for size in SIZES])
+    alone = next_masks(whole, CONFIGS[0])
+    assert all(
+        torch.equal(mask, after)
+        for mask, after in zip(masks_of_round("normal", CONFIGS[0], 1), alone.values(), strict=True)
+    )
+    with pytest.raises(AssertionError, match=f"{world * 3000} of 3000"):
+        next_masks(whole, CONFIGS[0], dist.group.WORLD)
+    mine = part("normal", kept, rank, ranges(CUTS[world], rank))
+    if rank == 1:
+        mine[0].weights[0] = math.nan
+    with pytest.raises(UserError, match="t0 holds NaN"):
+        next_masks(mine, CONFIGS[0], dist.group.WORLD)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", CUTS)
+def test_real_processes(world: int, tmp_path: Path) -> None:
+    """Also: a group whose processes each hold everything is refused (no replica counts twice), and NaN on all ranks."""
+    mp.spawn(_work, (world, str(tmp_path)), nprocs=world)
+    parts = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(world)]
+    for kind in KINDS_OF_VALUES:
+        for index, config in enumerate(CONFIGS):
+            for tensor, mask in enumerate(masks_of_round(kind, config, index % 2 + 1)):
+                assert torch.equal(joined(parts, f"{kind}|{index}|t{tensor}"), mask), (kind, config, tensor)
