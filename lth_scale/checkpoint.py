@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,18 +81,16 @@ def _same_bits(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
 
 def save_state(folder: Path, state: State, extra: Mapping[str, Any] | None = None) -> int:
     """Write a state as one atomic folder; returns the bytes stored. ``extra`` is any JSON, kept in the manifest."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = files.temporary(folder)
     try:
-        scratch.mkdir()
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.flat().items()})
         files.write_bytes(scratch / "rank_00000.safetensors", data)
         files.write_json(scratch / MANIFEST, _manifest(state, data, dict(extra or {})))
-        os.replace(scratch, folder)
-        files.sync_folder(folder.parent)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {error.strerror}; make room and run the same command again") from error
+        with files.explained(folder):
+            os.replace(scratch, folder)
+            files.sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # gone already when all went well
     return len(data)
 
 
@@ -116,8 +115,15 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a saved state; raises UserError naming a missing or damaged one."""
     if not (folder / MANIFEST).exists():
         raise UserError(f"{folder} is not a complete checkpoint: {MANIFEST} is missing")
-    manifest: dict[str, Any] = files.read_json(folder / MANIFEST)
-    return manifest
+    manifest = files.read_json(folder / MANIFEST)
+    named = re.match(r"step_(\d+)", folder.name)  # its number stands in no file that has a checksum
+    try:
+        whole = all(set(file) >= {"name", "bytes", "sha256"} for file in manifest["files"])
+        if not whole or (named and int(named[1]) != manifest["step"]):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / MANIFEST} is damaged; restore it or remove {folder}") from None
+    return dict(manifest)
 
 
 def load_state(folder: Path) -> State:
@@ -152,9 +158,18 @@ def latest(folder: Path) -> tuple[Path, State] | None:
     for path in candidates(folder):
         try:
             return path, load_state(path)
-        except (UserError, json.JSONDecodeError) as error:
-            print(f"warning: {error}; going back to an earlier checkpoint", flush=True)
+        except UserError as error:
+            print(f"warning: {error}; going back to an earlier checkpoint", file=sys.stderr, flush=True)
     return None
+
+
+def sound(folder: Path) -> bool:
+    """Whether a saved state is there and its checksums hold."""
+    try:
+        load_state(folder)
+    except UserError:
+        return False
+    return True
 
 
 def publish(folder: Path, state: State, attempt: int, extra: Mapping[str, Any]) -> int:

@@ -19,7 +19,6 @@ def acquire(folder: Path, job: str = "none") -> int:
 
     Raises UserError naming the owner's host, pid and job when another live process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     while True:
         owner = holder(folder)
         if owner is not None and alive(owner):
@@ -28,7 +27,7 @@ def acquire(folder: Path, job: str = "none") -> int:
                 f"wait for it, or if that host is gone for good remove {folder / owner['claim']}"
             )
         number = 1 + int(owner["claim"] if owner else 0)
-        if _create(folder / f"{number:06d}", _me(job)):
+        if files.create_bytes(folder / f"{number:06d}", json.dumps(_me(job)).encode()):
             return number
 
 
@@ -53,11 +52,12 @@ def holder(folder: Path) -> dict[str, Any] | None:
     names = sorted(path.name for path in folder.glob("[0-9]" * 6))
     if not names:
         return None
+    unknown = {"released": True, "pid": 0, "host": "unknown", "job": "unknown", "started": None}
     try:
-        claim = json.loads((folder / names[-1]).read_text())
-    except ValueError:
-        claim = {"released": True, "pid": 0, "host": "unknown", "job": "unknown"}
-    return {**claim, "claim": names[-1]}
+        claim = dict(json.loads((folder / names[-1]).read_text()))
+    except (ValueError, TypeError):
+        claim = unknown
+    return {**(claim if claim.keys() >= {"pid", "host", "job", "started"} else unknown), "claim": names[-1]}
 
 
 def alive(owner: dict[str, Any]) -> bool:
@@ -66,7 +66,8 @@ def alive(owner: dict[str, Any]) -> bool:
         return False
     if owner["host"] != socket.gethostname():
         return True
-    return bool(_started(owner["pid"]) == owner["started"])
+    started = _started(owner["pid"])
+    return started is not None and started == owner["started"]
 
 
 def _me(job: str) -> dict[str, Any]:
@@ -81,16 +82,3 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return None if stat[0] == "Z" else f"{boot}/{stat[19]}"
-
-
-def _create(path: Path, claim: dict[str, Any]) -> bool:
-    scratch = files.temporary(path)
-    files.write_json(scratch, claim)
-    try:
-        os.link(scratch, path)  # exclusive, and never seen half written
-    except FileExistsError:
-        return False
-    finally:
-        scratch.unlink(missing_ok=True)
-    files.sync_folder(path.parent)
-    return True

@@ -141,13 +141,14 @@ def _train_here(experiment: Experiment, chosen: Sequence[Task]) -> int:
     import torch.distributed as dist
 
     from lth_scale import lottery
+    from lth_scale.training import meet
 
     torch.set_num_threads(experiment.config.hardware.threads)
+    meet(experiment.config.hardware)
     try:
         lottery.run(experiment, chosen, os.environ.get("SLURM_JOB_ID", "none"))
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
         _conclude(experiment)
     return 0

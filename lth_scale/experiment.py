@@ -21,7 +21,7 @@ from lth_scale.config import Config
 from lth_scale.duration import steps
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
-from lth_scale.paths import RunPaths
+from lth_scale.paths import RoundPaths, RunPaths
 from lth_scale.rewinding import Clock, Recipe, recipes
 from lth_scale.streams import derive
 from lth_scale.tasks import Task
@@ -152,8 +152,8 @@ class Experiment:
                 draw=draw,
                 mask_seed=self.stream(task.seed, "mask"),
                 mask=mask,
-                theta_k=lambda: checkpoint.load_state(self.paths.rewind(task.seed, self.k)),
-                theta_T=lambda: _final(before.checkpoints),
+                theta_k=lambda: self.theta_k(task.seed),
+                theta_T=lambda: _final(before),
                 initial=self.initial,
                 recipe=self.recipe,
                 total=self.total,
@@ -161,8 +161,16 @@ class Experiment:
             )
         )
 
+    def theta_k(self, seed: int) -> State:
+        """The dense pass at the rewind point; raises UserError when it is missing or damaged."""
+        try:
+            return checkpoint.load_state(self.paths.rewind(seed, self.k))
+        except UserError as error:
+            dense = self.paths.round(seed, "ticket", 0).result
+            raise UserError(f"{error} (to have it made anew remove {dense} too, and run the same command)") from None
+
     def ticket_mask(self, task: Task) -> Mask:
-        """The mask that the ticket's round before left for this one; raises UserError if missing, damaged or foreign."""
+        """The mask that the ticket's round before left; raises UserError if it is missing, damaged or foreign."""
         mask = Mask.load(self.paths.round(task.seed, "ticket", task.round).mask)
         mask.check_model({p.name: p.shape for p in self.prunable})
         return mask
@@ -179,8 +187,8 @@ class Experiment:
             config = _same_micro_batch(self, settings.load(self.paths.config).train.micro_batch)
         made = replace(self, config=replace(config, train=replace(config.train, micro_batch=self._fixed(config))))
         data.accumulation(made.config.train.batch_size, made.micro_batch, made.world)
-        settings.establish(self.paths.config, made.config)
         _record(self.paths.provenance, self.dataset.checksum)
+        settings.establish(self.paths.config, made.config)
         return made
 
     def provenance(self) -> dict[str, Any]:
@@ -202,10 +210,10 @@ def _same_micro_batch(run: Experiment, there: int) -> Config:
     return replace(run.config, train=replace(run.config.train, micro_batch=asked))
 
 
-def _final(folder: Path) -> State:
-    found = checkpoint.latest(folder)
+def _final(paths: RoundPaths) -> State:
+    found = checkpoint.latest(paths.checkpoints)
     if found is None:
-        raise UserError(f"{folder} holds no sound checkpoint; remove its round's folder to train that round anew")
+        raise UserError(f"{paths.checkpoints} holds no sound checkpoint; remove {paths.result} to train it anew")
     return found[1]
 
 
@@ -225,7 +233,9 @@ def _record(path: Path, checksum: str) -> None:
     if not path.exists():
         files.write_json(path, {"data": checksum, **machine()})
         return
-    there = files.read_json(path)["data"]
+    held = files.read_json(path)
+    if not isinstance(held, dict) or not isinstance(there := held.get("data"), str):
+        raise UserError(f"{path} is damaged (it lacks data); remove it to have it made anew")
     if there != checksum:
         raise UserError(
             f"data.dir holds other images (checksum {checksum[:12]}) than the run was made with ({there[:12]})"

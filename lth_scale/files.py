@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +42,57 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the system's refusal of a write into a UserError that names ``path`` and what to do."""
+    try:
+        yield
+    except OSError as error:
+        mending = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; nothing was lost, {mending} and run the same command again"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents so that a crash keeps their names; those that exist are left alone."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def _place(path: Path, data: bytes, move: Callable[[Path, Path], None]) -> None:
+    with explained(path):
+        make_folder(path.parent)
+        scratch = temporary(path)
+        try:
+            handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                _write_all(handle, data)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            move(scratch, path)
+            sync_folder(path.parent)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises UserError when the disk is full."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = temporary(path)
+    _place(path, data, os.replace)
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Write a file whole unless there is one; whether it was written. Of many at the same moment, one succeeds."""
     try:
-        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            _write_all(handle, data)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(scratch, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; nothing was lost, make room and run the same command again"
-        ) from error
+        _place(path, data, os.link)  # exclusive, and never seen half written
+        return True
+    except UserError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            return False
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,30 +117,40 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log in a single write; a reader ignores a last line without its newline."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        _write_all(handle, (line + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; make room and run the same command again") from error
-    finally:
-        os.close(handle)
+    with explained(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            _write_all(handle, (line + "\n").encode())
+        finally:
+            os.close(handle)
 
 
 def sync_file(path: Path) -> None:
     """fsync one existing file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with explained(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder: renamed first, so that a crash half way never leaves a partial one under its own name."""
     if folder.exists():
         trash = temporary(folder)
-        os.replace(folder, trash)
+        with explained(folder):
+            os.replace(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder; call it only where no other writer can be."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256_bytes(data: bytes) -> str:

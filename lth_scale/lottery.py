@@ -12,13 +12,13 @@ from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.results import result
 from lth_scale.tasks import Task
-from lth_scale.training import Job, first_rank, train_round, wait_for_all
+from lth_scale.training import Job, agreed, first_rank, train_round, wait_for_all
 
 
 def run(experiment: Experiment, tasks: Iterable[Task], job: str = "none") -> None:
     """Find the tickets, round after round, and train their controls."""
     for task in tasks:
-        if not task.done(experiment.paths):
+        if not agreed(task.done(experiment.paths)):
             play(experiment, task, job)
 
 
@@ -27,13 +27,15 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
 
     Raises UserError when the round it needs is not done, or another live process works on this one.
     """
-    paths = task.paths(experiment.paths)
+    paths, points = task.paths(experiment.paths), experiment.paths.rewind(task.seed, 0).parent
     if task.needs and not task.needs.done(experiment.paths):
         raise UserError(f"{task} is not ready: {task.needs} is not done")
     with claims.claimed(paths.claims, job, only=first_rank()) as attempt:
-        if task.done(experiment.paths):  # by another process, just now
+        if agreed(task.done(experiment.paths)):  # by another process, just now
             return
         if first_rank():
+            for folder in [paths.folder, paths.checkpoints, *([] if task.needs else [points])]:
+                files.remove_temporaries(folder)  # of attempts that were killed
             files.write_json(paths.provenance(attempt), experiment.provenance())
         start = experiment.start(task)  # the source state that arm and recipe name, and the mask
         trained = train_round(_job(experiment, task, start, attempt))  # goes on by itself if it was interrupted

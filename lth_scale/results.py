@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def flags(experiment: Experiment, mask: Mask, curves: Curves) -> list[str]:
     found = [f"empty: {name}" for name, (kept, _) in mask.counts().items() if kept == 0]
     if not models.connected(experiment.model(0), mask, experiment.description.shape):
         found.append("disconnected")
-    if any(row.loss != row.loss for row in curves.rows):
+    if not all(math.isfinite(row.loss) for row in curves.rows):
         found.append("diverged")
     return found
 
@@ -100,7 +101,7 @@ def _measures(curves: Curves, start: int, stop: int, drops: bool) -> dict[str, A
 def _row(rows: Iterable[Measure]) -> dict[str, Any]:
     return {
         row.split: {
-            "loss": None if row.loss != row.loss else row.loss,
+            "loss": row.loss if math.isfinite(row.loss) else None,
             "accuracy": row.accuracy,
             "samples": row.samples,
         }
@@ -132,6 +133,7 @@ def _theta_hash(experiment: Experiment, task: Task) -> str:
 
 
 def zeros(state: State, mask: Mask) -> dict[str, int]:
-    """The zero proof on the state as stored: pruned places, and how many of them are not exactly 0."""
-    wrong = sum(int((state.weights[name][~kept] != 0).sum()) for name, kept in mask.items())
+    """The zero proof on the state as stored: pruned places, and how many are not exactly 0 (or NaN, by divergence)."""
+    pruned = [state.weights[name][~kept] for name, kept in mask.items()]
+    wrong = sum(int(((places != 0) & (places == places)).sum()) for places in pruned)
     return {"pruned": mask.numel - mask.kept, "nonzero": wrong}

@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str]) -> Config:
         _check_keys(list(_leaves(_read(Path(path)))))
     made = parser()
     try:
-        return Config(**_sections(made.instantiate_classes(made.parse_args([*configs, *fields]))))
+        return Config(**_sections(made.instantiate(made.parse_args([*configs, *fields]))))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None
 
@@ -77,7 +77,10 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _yaml(value: str) -> str:
-    return {"None": "null", "True": "true", "False": "false"}.get(value, value.replace("(", "[").replace(")", "]"))
+    """Python's spelling of a value -> YAML's."""
+    if value.startswith("(") and value.endswith(")"):
+        value = f"[{value[1:-1].rstrip().rstrip(',')}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
 
 
 def _check_keys(keys: Sequence[str]) -> None:
@@ -138,7 +141,12 @@ def load(path: Path) -> Config:
     """Read a whole config from a YAML file; raises UserError naming the file, or the key that is wrong in it."""
     if not path.exists():
         raise UserError(f"{path} does not exist: not a run folder?")
-    return parse(["--config", str(path)])
+    try:
+        return parse(["--config", str(path)])
+    except UserError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or remove it and run the same command again"
+        ) from None
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -183,14 +191,15 @@ def digest(config: Config) -> str:
 
 def establish(path: Path, config: Config) -> None:
     """Write a run's config.yaml, or refuse one whose results differ from those already there, naming the fields."""
-    if path.exists():
-        old, new = binding(load(path)), binding(config)
-        changed = [f"{key} ({old[key]!r} there, {new[key]!r} asked)" for key in new if old[key] != new[key]]
-        if changed:
-            raise UserError(
-                f"{path.parent} holds results of another config: {', '.join(changed)}; choose another --out"
-            )
-    files.write_text(path, dump(config))
+    if files.create_bytes(path, dump(config).encode()):
+        return
+    there = load(path)
+    old, new = binding(there), binding(config)
+    changed = [f"{key} ({old[key]!r} there, {new[key]!r} asked)" for key in new if old[key] != new[key]]
+    if changed:
+        raise UserError(f"{path.parent} holds results of another config: {', '.join(changed)}; choose another --out")
+    if there != config:
+        files.write_text(path, dump(config))
 
 
 def template() -> str:

@@ -81,18 +81,22 @@ def restore(module: nn.Module, optimizers: Sequence[Optimizer], state: State) ->
         shard.weights.copy_(state.weights[name])
     for name, buffer in buffers.items():
         buffer.copy_(state.buffers[name])
+    names = {id(shard.parameter): name for name, shard in shards.items()}
     for optimizer in optimizers:
         optimizer.state.clear()
         for group in optimizer.param_groups:
+            counts_on_device = bool(group.get("fused") or group.get("capturable"))  # where torch keeps the step counter
             for parameter in group["params"]:
-                owner = next(s for s in shards.values() if s.parameter is parameter)
-                entry = state.optimizer.get(owner.name)
+                entry = state.optimizer.get(names[id(parameter)], {})
                 if entry:
-                    optimizer.state[parameter] = {key: _placed(t, parameter) for key, t in entry.items()}
+                    optimizer.state[parameter] = {
+                        key: tensor.clone() if key == "step" and not counts_on_device else _placed(tensor, parameter)
+                        for key, tensor in entry.items()
+                    }
 
 
 def _placed(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    if tensor.shape != parameter.shape:  # a step counter
+    if tensor.shape != parameter.shape:  # a step counter, or a factored moment
         return tensor.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 

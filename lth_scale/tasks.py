@@ -38,8 +38,9 @@ class Task:
         return run.round(self.seed, self.arm, self.round)
 
     def done(self, run: RunPaths) -> bool:
-        """Whether its done marker is there."""
-        return self.paths(run).result.exists()
+        """Whether its done marker is there, and the mask that a ticket leaves for the next round."""
+        following = Task(self.round + 1, self.seed, self.arm).paths(run).mask
+        return self.paths(run).result.exists() and (self.arm != "ticket" or following.exists())
 
 
 def tasks(run: Run, reinit: Reinit, rounds: int) -> list[Task]:

@@ -66,8 +66,8 @@ class Sources:
         return self.initial(derive(self.mask_seed, "reinit", self.number, self.draw))
 
     def whole(self) -> Clock:
-        """All T steps from position 0, whatever k: the clock of arms with a fresh initialisation."""
-        return Clock(0, self.total, 0, self.number if self.fresh_noise else 0)
+        """All T steps from position 0, whatever k, in the ticket's order: the clock of arms with a fresh initialisation."""
+        return Clock(0, self.total, 0, self.clock(self.recipe).noise)
 
     def permuted(self) -> Mask:
         """The ticket's mask, each tensor's permuted within itself, drawn anew per round."""

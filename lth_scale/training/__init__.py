@@ -4,7 +4,9 @@ import os
 
 from lth_scale.training.round import Job as Job
 from lth_scale.training.round import Trained as Trained
+from lth_scale.training.round import agreed as agreed
 from lth_scale.training.round import first_rank as first_rank
+from lth_scale.training.round import meet as meet
 from lth_scale.training.round import train_round as train_round
 from lth_scale.training.round import wait_for_all as wait_for_all
 

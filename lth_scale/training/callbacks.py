@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from lth_scale import checkpoint
+from lth_scale import checkpoint, files
 from lth_scale.checkpoint import State
 from lth_scale.data import Dataset
 from lth_scale.shards import capture, local_shards, restore
@@ -164,7 +164,8 @@ class RewindPoints(Part):
         folder = self._folders.get(step)
         if folder is not None:
             average_buffers(module.model)
-            if trainer.is_global_zero and not folder.exists():
+            if trainer.is_global_zero and not checkpoint.sound(folder):
+                files.remove_folder(folder)  # a damaged one
                 checkpoint.save_state(folder, capture(module.model, trainer.optimizers, step))
         if step == self._break_at:
             for optimizer in trainer.optimizers:

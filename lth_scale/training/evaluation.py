@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -119,7 +120,7 @@ class Curves:
 
     def minimum(self) -> Measure | None:
         """The first minimum of validation loss so far; None before any finite one."""
-        finite = [row for row in self.rows if row.split == "validation" and row.loss == row.loss]
+        finite = [row for row in self.rows if row.split == "validation" and math.isfinite(row.loss)]
         return min(finite, key=lambda row: row.loss, default=None)
 
 

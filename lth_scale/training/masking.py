@@ -57,11 +57,16 @@ class Masking:
             torch._foreach_mul_([shard.weights for shard in self._shards], self._factors)
 
     def revived(self, optimizers: Sequence[Optimizer]) -> dict[str, int]:
-        """Pruned places whose weight or optimizer state is not exactly zero, by parameter; empty is the proof."""
+        """Pruned places whose weight or optimizer state is not exactly zero, by parameter; empty is the proof.
+
+        NaN is not counted: a diverged network has it everywhere, and the round says so.
+        """
         found: dict[str, int] = {}
         for shard, factor in zip(self._shards, self._factors, strict=True):
             held = [t for t in optimizer_state(shard, optimizers).values() if t.shape == factor.shape]
-            wrong = sum(int(((factor == 0) & (tensor != 0)).sum()) for tensor in [shard.weights, *held])
+            wrong = sum(
+                int(((factor == 0) & (tensor != 0) & (tensor == tensor)).sum()) for tensor in [shard.weights, *held]
+            )
             if wrong:
                 found[shard.name] = wrong
         return found

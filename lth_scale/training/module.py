@@ -62,7 +62,9 @@ class Classifier(pl.LightningModule):
         """The mean loss of one micro-batch."""
         images, labels = batch
         if self._noisy:
-            torch.manual_seed(derive(self._dropout, "dropout", self.step, index, self.global_rank))
+            parts = self.trainer.accumulate_grad_batches
+            part = self.global_rank * parts + index % parts  # of the global batch, whoever computes it
+            torch.manual_seed(derive(self._dropout, "dropout", self.step, part))
         return functional.cross_entropy(self.model(images), labels)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

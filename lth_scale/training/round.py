@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero
@@ -94,7 +96,7 @@ class Trained:
 
 def train_round(job: Job) -> Trained:
     """Train from the start state, or go on from the round's last good checkpoint, to the end."""
-    begun = checkpoint.latest(job.paths.checkpoints)
+    begun = _begun(job)
     where, state = begun if begun else (None, job.start.state.masked(job.start.mask))
     watch = parts.Stopwatch(checkpoint.load_manifest(where)["extra"]["seconds"] if where else None)
     world = job.hardware.devices * job.hardware.nodes
@@ -107,6 +109,14 @@ def train_round(job: Job) -> Trained:
     if saver.final is None:
         raise KeyboardInterrupt  # Lightning ends a fit early only for a signal, and quietly
     return Trained(saver.final, curves, watch.read(), saver.stored)
+
+
+def _begun(job: Job) -> tuple[Path, State] | None:
+    """The checkpoint to go on from; none where a rewind point was lost that lies before it."""
+    found = checkpoint.latest(job.paths.checkpoints)
+    if found and all(checkpoint.sound(path) for step, path in job.rewind_points.items() if step <= found[1].step):
+        return found
+    return None
 
 
 def _curves(job: Job, where: Path | None, step: int, writes: bool) -> Curves:
@@ -190,6 +200,23 @@ def _strategy(hardware: Hardware) -> Strategy:
 def first_rank() -> bool:
     """Whether this process is the one that writes."""
     return _rank() == 0
+
+
+def meet(hardware: Hardware) -> None:
+    """Join the other ranks of a launched job before its first round; CPU tensors travel over gloo on any device."""
+    gpu = hardware.accelerator != "cpu" and torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+
+
+def agreed(answer: bool) -> bool:
+    """The first rank's answer, on all ranks: a file may appear between one rank's look and another's."""
+    if not dist.is_initialized():
+        return answer
+    told = torch.tensor(int(answer))
+    dist.broadcast(told, src=0)
+    return bool(told)
 
 
 def wait_for_all() -> None:
