@@ -107,8 +107,7 @@ def _sample(pool: Candidates, shard: Shard, stride: int) -> Keys:
 
 def sift(pool: Candidates, shard: Shard, low: int, high: int) -> Sifted:
     """One pass over a shard: survivors up to ``low`` go, those from ``high`` stay, those in between are candidates."""
-    mask = torch.empty(len(shard), dtype=torch.bool)
-    out, below, nan = mask.numpy(), 0, False
+    out, below, nan = np.empty(len(shard), np.bool_), 0, False  # numpy asks for huge pages: far fewer page faults
     places, between = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for where, keys, kept in pool.blocks(shard):
         under, inside = _split(keys, kept, low, high, out[where])
@@ -118,7 +117,7 @@ def sift(pool: Candidates, shard: Shard, low: int, high: int) -> Sifted:
         found = np.flatnonzero(inside)
         between.append(keys[found])
         places.append((found + where.start).astype(np.int32))
-    return Sifted(mask, below, np.concatenate(places), np.concatenate(between), nan)
+    return Sifted(torch.from_numpy(out), below, np.concatenate(places), np.concatenate(between), nan)
 
 
 def _split(keys: Keys, kept: Bools | None, low: int, high: int, above: Bools) -> tuple[Bools, Bools]:
