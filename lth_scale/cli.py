@@ -70,13 +70,16 @@ def _run(words: list[str]) -> int:
     config = settings.parse(rest)
     out = Path(flags.out) if flags.out else Path("runs") / f"{_name(rest)}-{settings.digest(config)}"
     experiment = Experiment.at(config, out)
+    from lth_scale import tasks
+
+    chosen = tasks.select(experiment.tasks, flags.only or [])
     if flags.plan:
         return _plan(experiment)
     from torch.distributed import is_torchelastic_launched
 
     if experiment.world > 1 and not is_torchelastic_launched():
         return _torchrun(experiment, ["run", *words])
-    return _train(experiment.established(), flags.only or [], flags.jobs)
+    return _train(experiment.established(), chosen, flags.jobs)
 
 
 def _run_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -116,12 +119,9 @@ def _torchrun(experiment: Experiment, words: Sequence[str]) -> int:
     os.execv(sys.executable, command)
 
 
-def _train(experiment: Experiment, only: Sequence[str], jobs: int | None) -> int:
+def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> int:
     from torch.distributed import is_torchelastic_launched
 
-    from lth_scale import tasks
-
-    chosen = tasks.select(experiment.tasks, only)
     if is_torchelastic_launched():
         return _train_here(experiment, chosen)
     from lth_scale.launch import cores, launch

@@ -27,26 +27,32 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
 
     Raises UserError when the round it needs is not done, or another live process works on this one.
     """
-    paths, points = task.paths(experiment.paths), experiment.paths.rewind(task.seed, 0).parent
+    paths, following = task.paths(experiment.paths), experiment.paths.round(task.seed, "ticket", task.round + 1)
     if task.needs and not task.needs.done(experiment.paths):
         raise UserError(f"{task} is not ready: {task.needs} is not done")
     with claims.claimed(paths.claims, job, only=first_rank()) as attempt:
         if agreed(task.done(experiment.paths)):  # by another process, just now
             return
         if first_rank():
-            for folder in [paths.folder, paths.checkpoints, *([] if task.needs else [points])]:
-                files.remove_temporaries(folder)  # of attempts that were killed
+            _sweep(experiment, task)
             files.write_json(paths.provenance(attempt), experiment.provenance())
         start = experiment.start(task)  # the source state that arm and recipe name, and the mask
         trained = train_round(_job(experiment, task, start, attempt))  # goes on by itself if it was interrupted
         if first_rank():
             if task.arm == "ticket":
-                following = experiment.paths.round(task.seed, "ticket", task.round + 1)
                 next_mask(experiment, start.mask, trained.state).save(following.mask)
             elif start.mask != experiment.ticket_mask(task):
                 start.mask.save(paths.mask)
             files.write_json(paths.result, result(experiment, task, start, trained, attempt))  # the done marker
     wait_for_all()
+
+
+def _sweep(experiment: Experiment, task: Task) -> None:
+    """Remove what earlier attempts that were killed have left half written, wherever this task alone writes."""
+    paths, following = task.paths(experiment.paths), experiment.paths.round(task.seed, "ticket", task.round + 1)
+    folders = [paths.folder, paths.checkpoints, *([following.folder] if task.arm == "ticket" else [])]
+    for folder in folders if task.needs else [*folders, experiment.paths.rewind(task.seed, 0).parent]:
+        files.remove_temporaries(folder)
 
 
 def next_mask(experiment: Experiment, mask: Mask, state: State) -> Mask:

@@ -66,7 +66,7 @@ class Sources:
         return self.initial(derive(self.mask_seed, "reinit", self.number, self.draw))
 
     def whole(self) -> Clock:
-        """All T steps from position 0, whatever k, in the ticket's order: the clock of arms with a fresh initialisation."""
+        """All T steps from position 0 in the ticket's order, whatever k: the clock of arms with a new start."""
         return Clock(0, self.total, 0, self.clock(self.recipe).noise)
 
     def permuted(self) -> Mask:
