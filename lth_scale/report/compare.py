@@ -55,6 +55,8 @@ def comparison(studies: Sequence[Study], size: Size) -> Figure:
             rows["density"], rows["difference_low"], rows["difference_high"], color=color, alpha=0.15, linewidth=0
         )
         axes.plot(rows["density"], rows["difference"], color=color, marker=marker, linestyle=dash, label=study.run.name)
+        if len(rows) == 1:  # one point makes no band
+            axes.vlines(rows["density"], rows["difference_low"], rows["difference_high"], color=color, linewidth=1.3)
     axes.axhline(0, color="#5f6570", linewidth=1.0)
     density_axis(axes, [d for study in studies for d in study.densities])
     axes.set_ylabel("ticket minus its dense network (points)")

@@ -1,0 +1,55 @@
+"""docs/benchmarks.md: the measured speeds, from the CSVs that the benchmarks write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from tables import markdown
+
+TOP = """\
+# Benchmarks
+Made by `tools/make_results.py build` from `results/bench_*.csv`. All of it was measured on a 2-core x86-64 machine
+with AVX-512 and no GPU; no figure of a GPU is given because none was run. Other work shared the machine, so ratios,
+which are taken between neighbours in time, say more than absolute times.
+"""
+
+TRAINING = """\
+`tools/bench_training.py`: subjects take turns, a block of steps each, in one process; the medians of the ratios of
+neighbouring blocks. Rounds are whole rounds of `lottery.play` without their evaluation and checkpoints; the bare loop
+is the shortest one that trains the same network on the same batches with the same optimizer (SGD, lr 0.1).
+`cpu` is the thread's time on a core, which the limits hold for; `wall` includes waiting for a core.
+"""
+
+PRUNING = """\
+`tools/bench_pruning.py`: one global prune, masks included; extra memory is the peak over what was there before the
+call, with what it returns.
+"""
+
+
+def page(results: Path) -> str:
+    """The whole text."""
+    return "\n".join([TOP, *_training(results), *_pruning(results)]) + "\n"
+
+
+def _training(results: Path) -> Iterator[str]:
+    path = results / "bench_training.csv"
+    yield "## Training\n" + TRAINING
+    yield from _table(path)
+    machine = path.with_suffix(".machine.txt")
+    if machine.is_file():
+        yield f"{machine.read_text().strip()}.\n"
+
+
+def _pruning(results: Path) -> Iterator[str]:
+    yield "## Pruning\n" + PRUNING
+    yield from _table(results / "bench_pruning.csv")
+
+
+def _table(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        yield "Not run yet.\n"
+        return
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    yield markdown([c.replace("_", " ") for c in rows.columns], rows.values.tolist())
