@@ -43,26 +43,26 @@ def claimed(folder: Path, job: str, only: bool) -> Iterator[int]:
 
 
 def release(folder: Path, attempt: int) -> None:
-    """Give a claim back at the end of an attempt, well or badly ended; its number stays taken."""
-    files.write_json(folder / f"{attempt:06d}", {**_me("none"), "released": True})
+    """Give a claim back at the end of an attempt, well or badly ended: empty, its number stays taken."""
+    os.truncate(folder / f"{attempt:06d}", 0)  # works on a full disk too
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """The highest claim, or None; one that was torn by a crash counts as a dead owner's."""
+    """The highest claim, or None; one that is empty, or torn by a crash, is nobody's: its pid is 0."""
     names = sorted(path.name for path in folder.glob("[0-9]" * 6))
     if not names:
         return None
-    unknown = {"released": True, "pid": 0, "host": "unknown", "job": "unknown", "started": None}
+    nobody = {"pid": 0, "host": "unknown", "job": "unknown", "started": None}
     try:
         claim = dict(json.loads((folder / names[-1]).read_text()))
     except (ValueError, TypeError):
-        claim = unknown
-    return {**(claim if claim.keys() >= {"pid", "host", "job", "started"} else unknown), "claim": names[-1]}
+        claim = nobody
+    return {**(claim if claim.keys() >= nobody.keys() else nobody), "claim": names[-1]}
 
 
 def alive(owner: dict[str, Any]) -> bool:
     """Whether a claim's owner may still be working: its process exists here, or it belongs to another host."""
-    if owner.get("released"):
+    if not owner["pid"]:
         return False
     if owner["host"] != socket.gethostname():
         return True

@@ -107,6 +107,7 @@ class Train:
         )
         _require(self.lr > 0, "train.lr", self.lr, "positive")
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
+        _require(self.gamma > 0, "train.gamma", self.gamma, "positive")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or positive")
 
 
@@ -189,6 +190,7 @@ class Run:
             object.__setattr__(self, "seeds", expand(self.seeds))
         except ValueError:
             raise UserError(f"run.seeds={self.seeds!r} is not valid; write numbers or ranges such as 0-4,7") from None
+        _require(bool(self.seeds), "run.seeds", self.seeds, "one number or more; a range runs upward, such as 0-4")
         object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
 
     @property

@@ -53,12 +53,18 @@ class Experiment:
         for key, text in [("rewind.at", self.config.rewind.at), *(("rewind.keep", t) for t in self.config.rewind.keep)]:
             if (step := steps(text, self.steps_per_epoch, key)) >= total:
                 raise UserError(f"{key}={text!r} is step {step}; it must come before the end of training, step {total}")
+        for key, text in [
+            ("warmup", self.config.train.warmup),
+            *(("milestones", m) for m in self.config.train.milestones),
+        ]:
+            steps(text, self.steps_per_epoch, f"train.{key}")
         for key in ("eval_every", "checkpoint_every"):
             if steps(getattr(self.config.train, key), self.steps_per_epoch, f"train.{key}") < 1:
                 raise UserError(f"train.{key}={getattr(self.config.train, key)!r} must be at least 1 step")
         assert k <= total
-        self.recipe, self.tasks, self.plan  # each raises for a name or a rate it does not know  # noqa: B018
-        data.accumulation(self.config.train.batch_size, self.micro_batch, self.world)
+        pruning.criteria[self.config.prune.criterion]  # each raises for a name or a rate it does not know
+        self.recipe, self.tasks, self.plan  # noqa: B018
+        data.accumulation(self.config.train.batch_size, self.config.train.micro_batch, self.world)
 
     @property
     def world(self) -> int:
@@ -167,7 +173,7 @@ class Experiment:
             return checkpoint.load_state(self.paths.rewind(seed, self.k))
         except UserError as error:
             dense = self.paths.round(seed, "ticket", 0).result
-            raise UserError(f"{error} (to have it made anew remove {dense} too, and run the same command)") from None
+            raise UserError(f"{error}; remove {dense} too, then the same command makes it anew") from None
 
     def ticket_mask(self, task: Task) -> Mask:
         """The mask that the ticket's round before left; raises UserError if it is missing, damaged or foreign."""
@@ -185,8 +191,8 @@ class Experiment:
         config = self.config
         if self.paths.config.exists():
             config = _same_micro_batch(self, settings.load(self.paths.config).train.micro_batch)
+        data.accumulation(config.train.batch_size, config.train.micro_batch, self.world)
         made = replace(self, config=replace(config, train=replace(config.train, micro_batch=self._fixed(config))))
-        data.accumulation(made.config.train.batch_size, made.micro_batch, made.world)
         _record(self.paths.provenance, self.dataset.checksum)
         settings.establish(self.paths.config, made.config)
         return made

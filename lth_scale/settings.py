@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lth_scale import files
 from lth_scale.config import Config
-from lth_scale.errors import UserError
+from lth_scale.errors import UserError, unknown
 from lth_scale.resources import folder
 
 SCHEMA = 1  # goes up when a default changes, so that an old folder never passes for a new one
@@ -26,6 +26,16 @@ FREE = (
     *("data.dir", "prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every"),
 )
 """Fields that do not change a result already there; ``hardware.precision`` does."""
+
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [a, b]",
+    "NoneType": "None",
+}
 
 
 def parser() -> ArgumentParser:
@@ -86,7 +96,10 @@ def _yaml(value: str) -> str:
 def _check_keys(keys: Sequence[str]) -> None:
     valid = list(_leaves(as_dict(Config())))
     for key in keys:
-        if key not in valid and not any(name.startswith(f"{key}.") for name in valid):
+        inside = [name for name in valid if name.startswith(f"{key}.")]
+        if inside:
+            raise UserError(f"{key} is a section, not a field; it holds: {', '.join(inside)}")
+        if key not in valid:
             near = difflib.get_close_matches(key, valid, n=1)
             section = [name for name in valid if name.startswith(key.partition(".")[0] + ".")] or valid
             hint = f" (did you mean {near[0]}?)" if near else ""
@@ -102,10 +115,16 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(text: str) -> str:
-    """jsonargparse explains over several lines; one must do."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    short = re.sub(r'Parser key "([^"]+)":', r"\1:", " ".join(lines))
-    return short[:600]
+    """jsonargparse explains over several lines, in Python's words; one line in ours must do."""
+    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    key, value = re.search(r'Parser key "([^"]+)":', joined), re.search(r".*(?:Got|Given) value: (.*)$", joined)
+    choices = re.search(r"Literal\[(.*?)\]", joined)
+    kinds = [KINDS[kind] for kind in re.findall(r"Expected a <class '(\w+)'>", joined) if kind in KINDS]
+    if key and value and choices:
+        return str(unknown(key[1], value[1], re.findall(r"'(.*?)'", choices[1])))
+    if key and value and kinds:
+        return f"{key[1]}={value[1]!r} is not valid; it must be {' or '.join(kinds)}"
+    return joined[:600]
 
 
 def resolve(name: str) -> Path:
