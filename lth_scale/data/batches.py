@@ -24,10 +24,10 @@ def accumulation(batch_size: int, micro_batch: int, world: int) -> int:
     if batch_size % (unit * world):
         valid = [size for size in range(1, batch_size + 1) if batch_size % (unit * size) == 0]
         sizes = ", ".join(map(str, valid)) or "none; micro_batch must divide batch_size"
+        part = f"train.micro_batch={micro_batch} x " if micro_batch else ""
         raise UserError(
-            f"train.batch_size={batch_size} is not a multiple of "
-            f"{f'train.micro_batch={micro_batch} x ' if micro_batch else ''}{world} devices (hardware.devices x hardware.nodes); "
-            f"valid numbers of devices: {sizes}"
+            f"train.batch_size={batch_size} is not a multiple of {part}{world} devices (hardware.devices x "
+            f"hardware.nodes); valid numbers of devices: {sizes}"
         )
     return batch_size // (unit * world) if micro_batch else 1
 
