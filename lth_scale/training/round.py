@@ -186,6 +186,7 @@ def _trainer(job: Job, callback: pl.Callback, length: int) -> pl.Trainer:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,
+        default_root_dir=job.paths.folder,  # never used; unset, every Trainer asks for the current folder
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
