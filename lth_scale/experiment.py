@@ -124,8 +124,7 @@ class Experiment:
     @cached_property
     def tasks(self) -> list[Task]:
         """All of the experiment's tasks."""
-        tensors = [(p.name, p.numel, p.kind) for p in self.prunable]
-        return graph.tasks(self.config.run, self.config.reinit, pruning.rounds(self.config.prune, tensors))
+        return graph.tasks(self.config.run, self.config.reinit, self.plan[-1].round)
 
     def stream(self, seed: int, name: str) -> int:
         """The seed of a replicate's random stream: its own, unless ``seeds.NAME`` overrides it."""

@@ -12,6 +12,7 @@ from lth_scale.arms import Start
 from lth_scale.checkpoint import State
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
+from lth_scale.rewinding import Clock
 from lth_scale.tasks import Task
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
             "steps_per_epoch": experiment.steps_per_epoch,
             "noise": clock.noise,
         },
-        **_measures(trained.curves, clock.start, clock.stop, experiment.schedule_drops),
+        **_measures(trained.curves, clock, experiment.schedule_drops),
         "flops": _flops(experiment, start.mask, samples),
         "seconds": _seconds(trained.seconds, experiment.world),
         "bytes": {"stored": trained.stored},
@@ -81,8 +82,8 @@ def flags(experiment: Experiment, mask: Mask, curves: Curves) -> list[str]:
     return found
 
 
-def _measures(curves: Curves, start: int, stop: int, drops: bool) -> dict[str, Any]:
-    lowest = curves.minimum()
+def _measures(curves: Curves, clock: Clock, drops: bool) -> dict[str, Any]:
+    lowest, start, stop = curves.minimum(), clock.start, clock.stop
     at = stop if lowest is None else lowest.step
     early = {
         "step": at,
@@ -90,11 +91,10 @@ def _measures(curves: Curves, start: int, stop: int, drops: bool) -> dict[str, A
         "reached": lowest is not None and at != stop,
         **_row(curves.at(at).values()),
     }
-    thirds = [step for step in (round(stop / 3), round(2 * stop / 3), stop) if step > start]
     return {
         "end": {"step": stop, **_row(curves.at(stop).values())},
         "early_stop": early,
-        "thirds": [{"step": step, **_row(curves.at(step).values())} for step in thirds] if drops else None,
+        "thirds": [{"step": step, **_row(curves.at(step).values())} for step in clock.thirds] if drops else None,
     }
 
 

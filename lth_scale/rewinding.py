@@ -63,6 +63,11 @@ class Clock:
         """Steps trained."""
         return self.stop - self.start
 
+    @property
+    def thirds(self) -> list[int]:
+        """The steps at 1/3 and 2/3 of the dense pass that this round trains, and the end."""
+        return [step for step in (round(self.stop / 3), round(2 * self.stop / 3), self.stop) if step > self.start]
+
 
 def clock(recipe: Recipe, k: int, total: int, number: int, fresh_noise: bool) -> Clock:
     """The clock of round ``number`` > 0: T - k steps, or all T where the schedule restarts."""

@@ -33,6 +33,7 @@ from lth_scale.data import Split
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
+from lth_scale.rewinding import Clock
 from lth_scale.training.evaluation import Curves, Measure, evaluate, read_curves, spread
 
 assert no_waiting_for_the_disk  # a fixture
@@ -169,7 +170,7 @@ def curves(*losses: float) -> Curves:
     ids=["first of two", "in the last", "all equal", "finite only", "the last", "none"],
 )
 def test_a_minimum_in_the_last_evaluation_is_not_reached(losses: tuple[float, ...], step: int, reached: bool) -> None:
-    stop = results._measures(curves(*losses), 0, 4, drops=False)["early_stop"]
+    stop = results._measures(curves(*losses), Clock(0, 4, 0, 0), drops=False)["early_stop"]
     assert (stop["step"], stop["reached"]) == (step, reached)
 
 

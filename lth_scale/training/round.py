@@ -79,9 +79,7 @@ class Job:
     @property
     def marks(self) -> list[int]:
         """Steps at which test is measured: the end, and the thirds where the schedule drops."""
-        total, first = self.start.clock.stop, self.start.clock.start
-        thirds = [round(total / 3), round(2 * total / 3)] if self.schedule.drops else []
-        return [step for step in thirds if step > first] + [total]
+        return self.start.clock.thirds if self.schedule.drops else [self.start.clock.stop]
 
 
 @dataclass(frozen=True)
