@@ -224,16 +224,32 @@ class Command:
         with self._log.open("w") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd=root.parent)
 
+    def claims(self) -> dict[int, Path]:
+        """Processes that hold a claim now, and the claim."""
+        found = [(path, path.read_text()) for path in self.root.glob("seed_*/*/round_*/claims/0*")]
+        return {pid: path for path, text in found if text and not gone(pid := json.loads(text)["pid"])}
+
     def workers(self) -> set[int]:
-        """Processes that hold a claim now."""
-        claims = [path.read_text() for path in self.root.glob("seed_*/*/round_*/claims/0*")]
-        return {pid for text in claims if text and not gone(pid := json.loads(text)["pid"])}
+        """The processes alone."""
+        return set(self.claims())
 
     def wait_for_work(self, rounds: int = 0) -> None:
         """Until a round is being worked on, and so many are done."""
         while not self.workers() or len(RunPaths(self.root).results()) < rounds:
             assert self.process.poll() is None, self.told()
             time.sleep(0.02)
+
+    def stop_at_work(self, rounds: int) -> int:
+        """Freeze a worker in the middle of a round, when so many rounds are done; its pid."""
+        while True:
+            self.wait_for_work(rounds)
+            for pid, claim in self.claims().items():
+                os.kill(pid, signal.SIGSTOP)
+                while state(pid) != "T":
+                    time.sleep(0.001)
+                if claim.read_text() and not (claim.parents[1] / "result.json").exists():
+                    return pid
+                os.kill(pid, signal.SIGCONT)  # it came to the end of its round just then
 
     def told(self) -> str:
         return self._log.read_text()
@@ -271,11 +287,16 @@ def rounds(reference: dict[str, Any]) -> set[str]:
     return {name for name, value in reference.items() if isinstance(value, dict)}
 
 
-def gone(pid: int) -> bool:
+def state(pid: int) -> str:
+    """The letter that ps shows; Z also when the process is no more."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
+        return "Z"
+
+
+def gone(pid: int) -> bool:
+    return state(pid) == "Z"
 
 
 def test_the_launcher_is_killed_and_takes_its_workers_along(commanded: dict[str, Any], tmp_path: Path) -> None:
@@ -299,9 +320,7 @@ def test_the_launcher_is_killed_and_takes_its_workers_along(commanded: dict[str,
 def test_a_worker_is_killed_and_the_others_finish(commanded: dict[str, Any], tmp_path: Path) -> None:
     root = tmp_path / "run"
     with _cleared(Command(COMMANDED, root)) as command:
-        command.wait_for_work(rounds=2)
-        victim = min(command.workers())
-        kill(victim)
+        kill(command.stop_at_work(rounds=2))
         assert command.finish() == CRASH, command.told()
         told = command.told()
     assert "failed: its process died (exit code -9)" in told and "Traceback" not in told
