@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,3 +245,15 @@ def values() -> st.SearchStrategy[Any]:
 def test_what_is_stored_comes_back(value: Any) -> None:
     back = unpack(json.loads(json.dumps(pack(value, "it"))))
     assert back == value and type(back) is type(value)
+
+
+def test_a_rewind_point_of_another_process(tmp_path: Path) -> None:
+    """Two processes in one folder: the later one's theta_k must not pass for the earlier one's."""
+    for folder, seed in ((tmp_path / "t", 0), (tmp_path / "other", 1)):
+        foreign.fit(PL, tmp_path, [PruningCallback(folder)], lambda seed=seed: foreign.module(PL, seed=seed))
+    shutil.rmtree(tmp_path / "t" / "rewind")
+    shutil.copytree(tmp_path / "other" / "rewind", tmp_path / "t" / "rewind")
+    module = foreign.module(PL)
+    with pytest.raises(UserError, match="not the rewind point of .*another process has used"):
+        foreign.fit(PL, tmp_path, [PruningCallback(tmp_path / "t")], lambda: module)
+    assert module.seen == []

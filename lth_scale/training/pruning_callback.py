@@ -108,7 +108,7 @@ class PruningCallback(_Callback):
         self.round, recorded = trainer.strategy.broadcast((self._tickets.current(), self._tickets.settings()))
         self._tickets.require("the callback has", self._settings, recorded or self._settings, "choose another folder")
         self.mask = self._tickets.mask(self.round, {w.name: w.shape for w in self._weights})
-        self._theta = self._tickets.theta_sha256() if self.round else (self._resumed or {}).get("theta_k")
+        self._theta = self._tickets.require_theta() if self.round else (self._resumed or {}).get("theta_k")
         if self._resumed:
             now = {**self.state_dict(), "theta_k": self._theta and self._tickets.theta_sha256()}
             remedy = "resume from a checkpoint of this round, or without one"

@@ -90,6 +90,16 @@ class Tickets:
         """Checksum of the stored rewind point."""
         return str(checkpoint.load_manifest(self._theta())["files"][0]["sha256"])
 
+    def require_theta(self) -> str:
+        """Its checksum, which must be the one that round 0 was finished with; raises UserError if it is not."""
+        finished, found = files.read_json(self.round(0).result)["hashes"]["theta_k"], self.theta_sha256()
+        if found != finished:
+            raise UserError(
+                f"{self._theta()} is not the rewind point of {self.round(0).result}: another process has used "
+                f"{self.root} at the same time; start in a new folder"
+            )
+        return found
+
     def finish(self, number: int, following: Mask, result: Mapping[str, Any]) -> None:
         """Write the next mask, then the done marker."""
         following.save(self.round(number + 1).mask)
