@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lth_scale.errors import UserError
-
-
-def expand(values: str | int | Iterable[int | str]) -> tuple[int, ...]:
-    """``"0-2,5"``, ``[0, 1, 2, 5]`` or ``0`` -> ``(0, 1, 2, 5)``; raises ValueError on anything else."""
-    parts = [values] if isinstance(values, int) else values.split(",") if isinstance(values, str) else values
-    numbers: list[int] = []
-    for part in parts:
-        first, _, last = str(part).strip().partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    return tuple(dict.fromkeys(numbers))
-
-
-def _require(condition: bool, key: str, value: object, valid: str) -> None:
-    if not condition:
-        raise UserError(f"{key}={value!r} is not valid; it must be {valid}")
+from lth_scale.errors import UserError, at_least, require
+from lth_scale.ranges import expand
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, and how they reach the model.
+    """Which images, and how they reach the model. From ``crop`` on: for streamed data sets only.
 
     Args:
         name: a data set (``lth list datasets``).
         dir: its folder of shards; empty means the cache folder, where digits makes itself.
-        augment: crop_flip pads by 4, crops back and mirrors at random.
+        augment: crop_flip pads by 4, crops back and mirrors; resized_crop cuts a random part of a streamed image.
         noise_per_round: whether later rounds see the order and augmentation of round 0 (same) or new ones (fresh).
+        crop: side in pixels of what the model sees.
+        held_out: training images set aside for validation, by a fixed seed; 0 leaves none to choose by.
+        lanes: parts of the epoch order that are read side by side; divides the batch, is divided by the world size.
+        window: samples within which each lane is shuffled, on top of the order of the shards.
+        scaled_decode: whether training decodes JPEGs cheaply, at half size or less where the crop is larger still.
+        randaugment: magnitude of RandAugment (two operations an image); 0 means none.
+        faults: share of the samples that may be damaged and are replaced by others; 0 stops at the first.
+        workers: processes that decode, per device; they change no result.
+        cache: folder for shards from elsewhere (http, pipe:, compressed); empty means the cache folder.
+        cache_gb: bound of that folder in GB.
     """
 
     name: str = "digits"
     dir: str = ""
-    augment: Literal["none", "crop_flip"] = "none"
+    augment: Literal["none", "crop_flip", "resized_crop"] = "none"
     noise_per_round: Literal["same", "fresh"] = "same"
+    crop: int = 224
+    held_out: int = 0
+    lanes: int = 64
+    window: int = 512
+    scaled_decode: bool = False
+    randaugment: int = 0
+    faults: float = 0.0
+    workers: int = 2
+    cache: str = ""
+    cache_gb: float = 200.0
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", crop=8, held_out=0, lanes=1, window=1, workers=0)
+        require(0 <= self.randaugment <= 10, "data.randaugment", self.randaugment, "in 0..10")
+        require(0 <= self.faults < 1, "data.faults", self.faults, "in [0, 1)")
+        require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "positive")
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,20 @@ class Model:
         hidden: hidden layer sizes of lenet_300_100.
         width: channels of the first stage of the ResNets; 0 means the model's own.
         init: glorot_normal or kaiming_normal for weights with biases 0; own leaves the model's own.
+        drop_path: rate at which timm's transformers leave out residual branches (stochastic depth).
     """
 
     name: str = "lenet_300_100"
     hidden: tuple[int, ...] = (300, 100)
     width: int = 0
     init: Literal["glorot_normal", "kaiming_normal", "own"] = "kaiming_normal"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        _require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive sizes")
-        _require(self.width >= 0, "model.width", self.width, "0 (the model's own) or positive")
+        require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive sizes")
+        at_least(self, "model", width=0)
+        require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,10 @@ class Train:
         milestones: of multistep.
         gamma: of multistep.
         warmup: linear from 0 over this many steps.
-        eval_every: the grid on which validation is measured.
+        label_smoothing: share of each target that is spread evenly over all classes.
+        mixup: alpha of mixup's Beta distribution; 0 means none.
+        cutmix: the same of cutmix; with both, a coin decides for each batch.
+        eval_every: the grid on which validation is measured (test, where nothing is held out).
         checkpoint_every: how many steps a crash may cost.
     """
 
@@ -96,19 +113,24 @@ class Train:
     milestones: tuple[str, ...] = ()
     gamma: float = 0.1
     warmup: str = "0it"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     eval_every: str = "100it"
     checkpoint_every: str = "2000it"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        _require(self.batch_size > 0, "train.batch_size", self.batch_size, "positive")
-        _require(
-            self.micro_batch >= 0, "train.micro_batch", self.micro_batch, "0 (batch_size / world size) or positive"
-        )
-        _require(self.lr > 0, "train.lr", self.lr, "positive")
-        _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
-        _require(self.gamma > 0, "train.gamma", self.gamma, "positive")
-        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or positive")
+        for key in ("batch_size", "lr", "gamma"):
+            require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "positive")
+        at_least(self, "train", micro_batch=0, weight_decay=0, mixup=0, cutmix=0)
+        for key in ("momentum", "label_smoothing"):
+            require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "in [0, 1)")
+
+    @property
+    def drops(self) -> bool:
+        """Whether the learning rate falls on the way, so that an early-stopping iteration would mostly tell where."""
+        return self.schedule != "constant"
 
 
 @dataclass(frozen=True)
@@ -122,7 +144,7 @@ class Rates:
     def __post_init__(self) -> None:
         for kind in ("conv", "fc", "output"):
             rate = getattr(self, kind)
-            _require(rate is None or 0 <= rate < 1, f"prune.rates.{kind}", rate, "in [0, 1)")
+            require(rate is None or 0 <= rate < 1, f"prune.rates.{kind}", rate, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -148,10 +170,9 @@ class Prune:
     min_per_layer: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 < self.rate < 1, "prune.rate", self.rate, "in (0, 1)")
-        _require(self.rounds >= 0, "prune.rounds", self.rounds, "0 or more")
-        _require(self.to is None or 0 < self.to < 1, "prune.to", self.to, "in (0, 1)")
-        _require(self.min_per_layer >= 0, "prune.min_per_layer", self.min_per_layer, "0 or more")
+        require(0 < self.rate < 1, "prune.rate", self.rate, "in (0, 1)")
+        at_least(self, "prune", rounds=0, min_per_layer=0)
+        require(self.to is None or 0 < self.to < 1, "prune.to", self.to, "in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -190,14 +211,13 @@ class Run:
             object.__setattr__(self, "seeds", expand(self.seeds))
         except ValueError:
             raise UserError(f"run.seeds={self.seeds!r} is not valid; write numbers or ranges such as 0-4,7") from None
-        _require(bool(self.seeds), "run.seeds", self.seeds, "one number or more; a range runs upward, such as 0-4")
+        require(bool(self.seeds), "run.seeds", self.seeds, "one number or more; a range runs upward, such as 0-4")
         object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
 
     @property
     def replicates(self) -> tuple[int, ...]:
         """The seeds, expanded."""
-        assert isinstance(self.seeds, tuple)
-        return self.seeds
+        return expand(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,7 @@ class Reinit:
     draws: int = 1
 
     def __post_init__(self) -> None:
-        _require(self.draws >= 1, "reinit.draws", self.draws, "1 or more")
+        at_least(self, "reinit", draws=1)
 
 
 @dataclass(frozen=True)
@@ -228,7 +248,7 @@ class Report:
     tolerance: float = 0.2
 
     def __post_init__(self) -> None:
-        _require(self.tolerance > 0, "report.tolerance", self.tolerance, "positive (points of accuracy)")
+        require(self.tolerance > 0, "report.tolerance", self.tolerance, "positive (points of accuracy)")
 
 
 @dataclass(frozen=True)
@@ -243,6 +263,7 @@ class Hardware:
         precision: fp32, or bf16 (mixed).
         threads: CPU threads per process; part of the bits, so never derived from the machine.
         deterministic: on GPU, deterministic kernels.
+        channels_last: lay images and convolutions out with channels last, which GPUs prefer.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -252,10 +273,10 @@ class Hardware:
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = 1
     deterministic: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("devices", "nodes", "threads"):
-            _require(getattr(self, key) >= 1, f"hardware.{key}", getattr(self, key), "1 or more")
+        at_least(self, "hardware", devices=1, nodes=1, threads=1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -93,6 +93,29 @@ def create_bytes(path: Path, data: bytes) -> bool:
         if isinstance(error.__cause__, FileExistsError):
             return False
         raise
+
+
+@contextmanager
+def placing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece (and read back): it comes into place, whole and synced, when the block succeeds.
+
+    Raises UserError when the system refuses to make, sync or move it; errors of the block itself pass as they are.
+    """
+    scratch = temporary(path)
+    try:
+        with explained(path):
+            make_folder(path.parent)
+            stream = scratch.open("x+b")
+        with stream:
+            yield stream
+            with explained(path):
+                stream.flush()
+                os.fsync(stream.fileno())
+        with explained(path):
+            os.replace(scratch, path)
+            sync_folder(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

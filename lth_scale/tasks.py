@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lth_scale.arms import arms, split_draw
-from lth_scale.config import Reinit, Run, expand
+from lth_scale.config import Reinit, Run
 from lth_scale.errors import UserError, unknown
 from lth_scale.paths import RoundPaths, RunPaths
+from lth_scale.ranges import expand
 
 
 @dataclass(frozen=True, order=True)

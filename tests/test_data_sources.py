@@ -283,4 +283,5 @@ def test_without_a_source_the_files_are_fetched(
 def test_every_data_set_can_be_had_somehow(name: str) -> None:
     definition = datasets[name]
     assert definition.needs
-    assert definition.makes_itself or definition.fetch or definition.description is None
+    assert definition.makes_itself or definition.fetch or definition.streamed or definition.description is None
+    assert (definition.read is None) == definition.streamed == (definition.write is not None)

@@ -28,6 +28,12 @@ class Description:
     test: int
 
 
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 [..., C, H, W] -> float32 of the same shape, on the same device: (x / 255 - mean) / std per channel."""
+    mean_, std_ = (torch.tensor(v, dtype=torch.float32, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    return images.to(torch.float32).div_(255).sub_(mean_).div_(std_)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """One split: images uint8 [N, C, H, W] and labels int64 [N], on the CPU, in the order of the shards."""
@@ -57,11 +63,13 @@ class Dataset:
     std: tuple[float, ...]
     checksum: str
 
+    def length(self, split: SplitName) -> int:
+        """How many samples a split has."""
+        return len(getattr(self, split))
+
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] -> float32 of the same shape: (x / 255 - mean) / std per channel."""
-        mean = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        """:func:`normalise` by the train split's moments."""
+        return normalise(images, self.mean, self.std)
 
     @cached_property
     def normalised_train(self) -> Tensor | None:

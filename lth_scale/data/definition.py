@@ -54,24 +54,56 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What the user asked of a data set that stays encoded.
+
+    Args:
+        name: of the data set.
+        sources: its own files, each as given.
+        out: the folder to fill.
+        shard_size: samples of one shard.
+        max_side: pixels that the shorter side of an image is bounded to; 0 keeps every image as it is.
+        jobs: processes.
+        progress: whether to show bars.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    out: Path
+    shard_size: int
+    max_side: int
+    jobs: int
+    progress: bool
+
+
+@dataclass(frozen=True)
 class Definition:
-    """One data set.
+    """One data set: ``read`` makes one that is held in memory, ``write`` one that is streamed.
 
     Args:
         description: its sizes; None when only its index knows (image folders).
-        read: own files -> content; raises UserError naming a missing or damaged file.
         needs: what the source must hold, in words.
+        read: own files -> content; raises UserError naming a missing or damaged file.
+        write: own files -> a folder of shards with their index; raises UserError likewise.
+        in_place: its own files are the shards, so that they can be neither cut nor changed.
         places: where packages of the system put its files.
         fetch: downloads its files into a folder.
         makes_itself: needs no files at all.
     """
 
     description: Description | None
-    read: Callable[[Source], Content]
     needs: str
+    read: Callable[[Source], Content] | None = None
+    write: Callable[[Preparation], None] | None = None
+    in_place: bool = False
     places: tuple[Path, ...] = ()
     fetch: Callable[[Path], None] | None = None
     makes_itself: bool = False
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its images stay encoded in the shards, instead of being held in memory."""
+        return self.write is not None
 
 
 datasets: Registry[Definition] = Registry("data.name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lth_scale.data.dataset import SPLITS, Dataset, Description, Split
 from lth_scale.data.definition import datasets
 from lth_scale.data.index import Index
 from lth_scale.data.preparing import prepare, read_all
+from lth_scale.data.streamed.loading import Streamed, open_streamed
 from lth_scale.errors import UserError
 from lth_scale.files import load_tensors, remove_folder, save_tensors, sha256_tensors, temporary
 
@@ -62,9 +64,23 @@ def _index(data: config.Data) -> Index:
 
 
 def describe(data: config.Data) -> Description:
-    """Classes, shape and sizes, without the data at hand; an image folder's are read from its index."""
-    known = datasets[data.name].description
-    return _index(data).description if known is None else known
+    """Classes, shape and sizes, without the data at hand; those that only an index knows are read from it.
+
+    A streamed set that is at hand tells its own sizes: it may be a part of what its name promises.
+    """
+    definition = datasets[data.name]
+    known = definition.description
+    if not definition.streamed:
+        return _index(data).description if known is None else known
+    at_hand = known is None or (folder_of(data) / indexing.NAME).exists()
+    found = _index(data).description if at_hand else known
+    assert found is not None
+    return replace(
+        found,
+        shape=(3, data.crop, data.crop),
+        train=found.train - data.held_out,
+        validation=found.validation + data.held_out,
+    )
 
 
 def _cached(path: Path, checksum: str) -> dict[str, Tensor] | None:
@@ -92,9 +108,11 @@ def _decoded(folder: Path, index: Index) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path, checksum: str) -> Dataset:
+def _load(folder: Path, checksum: str, data: config.Data) -> Dataset | Streamed:
     index = indexing.read(folder)
     assert index.checksum == checksum
+    if index.storage == "encoded":
+        return open_streamed(folder, index, data)
     tensors = _decoded(folder, index)
     splits = {split: Split(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in SPLITS}
     return Dataset(
@@ -110,10 +128,11 @@ def _load(folder: Path, checksum: str) -> Dataset:
     )
 
 
-def load(data: config.Data) -> Dataset:
-    """The data set in memory, the same object each time in one process.
+def load(data: config.Data) -> Dataset | Streamed:
+    """The data set, in memory or opened for streaming, the same object each time in one process.
 
-    The first load anywhere checks and decodes the shards and leaves the result beside them; later ones map that file
-    and check it. Raises UserError naming what is missing or damaged, with the command that makes it.
+    The first load of one in memory checks and decodes the shards and leaves the result beside them; later ones map
+    that file and check it. Raises UserError naming what is missing or damaged, with the command that makes it.
     """
-    return _load(folder_of(data).absolute(), _index(data).checksum)
+    key = data if datasets[data.name].streamed else config.Data(data.name)  # how it is augmented is no matter here
+    return _load(folder_of(data).absolute(), _index(data).checksum, key)

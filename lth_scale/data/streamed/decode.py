@@ -1,0 +1,198 @@
+"""From the bytes of an encoded image to what the model sees of it, as a pure function."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms import v2
+
+from lth_scale.data.streamed.looks import Box, random_box, reduction, scaled_box
+from lth_scale.streams import derive
+
+Pixels = npt.NDArray[np.uint8]  # [height, width, 3], contiguous
+
+CHANNELS = 3
+MARGIN = 0.875  # evaluation looks at this part of the resized image's short side
+DIRECT = {"YCbCr", "RGB", "Gray"}  # JPEG colour spaces that simplejpeg turns into the same RGB as PIL
+LARGEST = 1 << 26  # pixels; above, Pillow decodes, which refuses decompression bombs
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs
+# What libjpeg only warns of and every reader accepts; its other warnings mean lost pixels.
+HARMLESS = re.compile("extraneous bytes before marker|unknown JFIF revision|Invalid SOS parameters")
+
+
+class Damaged(ValueError):
+    """Bytes that are no readable image."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a training image is seen.
+
+    Args:
+        crop: side in pixels of the result.
+        augment: resized_crop takes a random box and mirrors half of the images; none looks as evaluation does.
+        scaled: whether JPEGs are decoded more cheaply: at 1/2, 1/4 or 1/8 of their size where the box stays as large as
+            the result, and always by the fast transform and without interpolating colour.
+        randaugment: magnitude of RandAugment (two operations an image); 0 means none.
+    """
+
+    crop: int
+    augment: Literal["none", "resized_crop"]
+    scaled: bool
+    randaugment: int
+
+
+def train_image(data: bytes, look: Look, seed: int, noise: int, epoch: int, sample: int) -> Tensor:
+    """One training image; a pure function of its arguments that leaves every global random state alone.
+
+    Args:
+        data: an image file's bytes.
+        look: how it is seen.
+        seed: of the augmentation stream.
+        noise: 0, or the round whose own augmentation it is.
+        epoch: which pass over the data.
+        sample: the image's number.
+
+    Returns:
+        uint8 [3, crop, crop], channels last in memory.
+
+    Raises:
+        Damaged: the bytes are no readable image.
+    """
+    return train_images([data], look, seed, noise, epoch, [sample])[0]
+
+
+def train_images(
+    data: Sequence[bytes], look: Look, seed: int, noise: int, epoch: int, samples: Sequence[int]
+) -> list[Tensor]:
+    """Several images, each as :func:`train_image` sees it.
+
+    Some ten together are faster than one by one: a decoder drives the code of the other steps out of the processor's
+    caches, so each step is taken for all of them.
+    """
+    if look.augment == "none":
+        return [eval_image(one, look.crop) for one in data]
+    # Seeding numpy's generators takes longer; random() yields the same numbers in every version of Python.
+    uniforms = [Random(derive(seed, "augment", noise, epoch, sample)).random for sample in samples]
+    sources = [_source(one) for one in data]
+    boxes = [random_box(*source.size, uniform) for source, uniform in zip(sources, uniforms, strict=True)]
+    flips = [uniform() < 0.5 for uniform in uniforms]
+    parts = [_part(source, box, look) for source, box in zip(sources, boxes, strict=True)]
+    images = [_resized(pixels, box, look.crop) for pixels, box in parts]
+    images = [image.flip(2) if flip else image for image, flip in zip(images, flips, strict=True)]
+    if look.randaugment:
+        seeds = [derive(seed, "randaugment", noise, epoch, sample) for sample in samples]
+        images = [_randaugment(image, look.randaugment, one) for image, one in zip(images, seeds, strict=True)]
+    return images
+
+
+def eval_image(data: bytes, crop: int) -> Tensor:
+    """The middle of an image as evaluation sees it: decoded whole, short side resized to crop / 0.875, cropped.
+
+    Args:
+        data: an image file's bytes.
+        crop: side in pixels of the result.
+
+    Returns:
+        uint8 [3, crop, crop], channels last in memory.
+
+    Raises:
+        Damaged: the bytes are no readable image.
+    """
+    image = torch.from_numpy(decoded(data)).permute(2, 0, 1)
+    short = v2.functional.resize_image(image, [round(crop / MARGIN)], antialias=True)
+    return v2.functional.center_crop(short, [crop, crop])
+
+
+def decoded(data: bytes) -> Pixels:
+    """An image at its full size, uint8 [height, width, 3], RGB as Pillow's convert("RGB"); EXIF rotation is ignored.
+
+    Raises:
+        Damaged: the bytes are no readable image.
+    """
+    source = _source(data)
+    return _jpeg(source) if source.pixels is None else source.pixels
+
+
+class _Source(NamedTuple):
+    """An image's bytes, its height and width, and its pixels already if it is no JPEG to be decoded directly."""
+
+    data: bytes
+    size: tuple[int, int]
+    pixels: Pixels | None
+
+
+def _source(data: bytes) -> _Source:
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space in DIRECT and height * width <= LARGEST:
+            return _Source(data, (height, width), None)
+    except ValueError:
+        pass  # no JPEG, or one that Pillow may know to read
+    pixels = _by_pillow(data)
+    return _Source(data, (pixels.shape[0], pixels.shape[1]), pixels)
+
+
+def _part(source: _Source, box: Box, look: Look) -> tuple[Pixels, Box]:
+    """The image's pixels as far as the look needs them, and where the box lies in them."""
+    if source.pixels is not None:
+        return source.pixels, box
+    factor = reduction(box, look.crop) if look.scaled else 1
+    return _jpeg(source, factor, fast=look.scaled), scaled_box(box, factor)
+
+
+def _resized(pixels: Pixels, box: Box, crop: int) -> Tensor:
+    """Antialiased and bilinear, as torchvision's resized_crop; neither the box nor the result is copied.
+
+    torch's kernel works in place and channels last only where the strides leave no doubt: over an image of its own, the
+    stride from one image to the next must not look like that of a single row.
+    """
+    columns = pixels.shape[1]
+    strides = (pixels.size, 1, columns * CHANNELS, CHANNELS)
+    first = (box.top * columns + box.left) * CHANNELS
+    part = torch.from_numpy(pixels).as_strided((1, CHANNELS, box.height, box.width), strides, first)
+    return interpolate(part, (crop, crop), mode="bilinear", antialias=True)[0]
+
+
+def _randaugment(image: Tensor, magnitude: int, seed: int) -> Tensor:
+    """torchvision draws from torch's global generator only, which is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        augmented: Tensor = v2.RandAugment(num_ops=2, magnitude=magnitude)(image)
+    return augmented
+
+
+def _jpeg(source: _Source, factor: int = 1, fast: bool = False) -> Pixels:
+    """A JPEG at 1/factor of its size, rounded up."""
+    height, width = (-(-side // factor) for side in source.size)
+    sides = {"min_height": height, "min_width": width}
+    decode = partial(simplejpeg.decode_jpeg, source.data, **sides, fastdct=fast, fastupsample=fast)
+    try:
+        return decode()
+    except ValueError as error:
+        if not HARMLESS.search(str(error)):
+            raise Damaged(str(error)) from error
+    _by_pillow(source.data)  # that warning may have hidden another: Pillow refuses what breaks off
+    return decode(strict=False)
+
+
+def _by_pillow(data: bytes) -> Pixels:
+    """Any image, at its full size."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # its readers raise whatever they stumble over, not only OSError
+        raise Damaged(str(error)) from error

@@ -1,0 +1,233 @@
+"""What a loader's process does: micro-batches of decoded images, with bad samples replaced or reported."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lth_scale.data.dataset import SplitName
+from lth_scale.data.streamed.decode import Damaged, Look, eval_image, train_images
+from lth_scale.data.streamed.faults import BadSample, BadShard, Fault
+from lth_scale.data.streamed.samples import Column, Samples
+from lth_scale.data.streamed.shards import Shards
+from lth_scale.errors import UserError
+
+PREFETCH = 2
+"""Micro-batches that each worker keeps ready."""
+
+TOGETHER = 8
+"""Images that are decoded one after the other before they are resized."""
+
+
+class View(Protocol):
+    """How encoded images become uint8 [3, crop, crop]; must be picklable, and pure."""
+
+    @property
+    def crop(self) -> int:
+        """The side in pixels."""
+        ...
+
+    def __call__(self, data: Sequence[bytes], epoch: int, samples: Sequence[int]) -> list[Tensor]:
+        """The images of those samples, in an epoch; raises Damaged if one cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """As training sees them: drawn from (seed, noise, epoch, sample)."""
+
+    look: Look
+    seed: int
+    noise: int
+
+    @property
+    def crop(self) -> int:
+        """The side in pixels."""
+        return self.look.crop
+
+    def __call__(self, data: Sequence[bytes], epoch: int, samples: Sequence[int]) -> list[Tensor]:
+        """Random views."""
+        return train_images(data, self.look, self.seed, self.noise, epoch, samples)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """As evaluation sees them: always the same."""
+
+    crop: int
+
+    def __call__(self, data: Sequence[bytes], epoch: int, samples: Sequence[int]) -> list[Tensor]:
+        """The centres."""
+        return [eval_image(one, self.crop) for one in data]
+
+
+class Key(NamedTuple):
+    """One micro-batch: its epoch, and the numbers of its samples in the split."""
+
+    epoch: int
+    samples: Column
+
+
+class Served(NamedTuple):
+    """A micro-batch as a worker hands it over; errors travel as values, since PyTorch would wrap what is raised.
+
+    Args:
+        images: uint8 [B, 3, crop, crop], channels last in memory.
+        labels: int64 [B].
+        faults: every sample that was found bad on the way.
+        error: what the user must mend before anything can be served; empty if nothing.
+    """
+
+    images: Tensor
+    labels: Tensor
+    faults: list[Fault]
+    error: str
+
+
+class Reader(Dataset[Served]):
+    """Random access to the micro-batches of one split.
+
+    Args:
+        shards: of all splits.
+        samples: the split's, with the numbers that ``shards`` gives its shards.
+        rows: int64 [N], each sample's row in the index's split: its identity in augmentation and in messages.
+        origin: that split of the index.
+        classes: labels are below it.
+        view: how an image is seen.
+        replace: a bad sample is replaced by the next one that can be read; else the micro-batch ends at it.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        samples: Samples,
+        rows: Column,
+        origin: SplitName,
+        classes: int,
+        view: View,
+        replace: bool,
+    ) -> None:
+        self.shards, self.samples, self.rows, self.origin = shards, samples, rows, origin
+        self.classes, self.view, self.replace = classes, view, replace
+        self._bad: dict[int, str] = {}
+
+    def __getitem__(self, key: Key) -> Served:
+        side, wanted = self.view.crop, key.samples.tolist()
+        shape = (len(wanted), 3, side, side)
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders lay them out
+        labels = torch.empty(len(wanted), dtype=torch.int64)
+        faults: list[Fault] = []
+        for sample in wanted:
+            self.shards.expect(*self._place(sample))
+        try:
+            for first in range(0, len(wanted), TOGETHER):
+                part = wanted[first : first + TOGETHER]
+                found = self._together(part, key.epoch) or self._one_by_one(part, key.epoch, faults)
+                for position, (image, label) in enumerate(found, first):
+                    images[position], labels[position] = image, label
+                if len(found) < len(part):
+                    break
+        except UserError as error:
+            return Served(images, labels, faults, str(error))
+        return Served(images, labels, faults, "")
+
+    def _place(self, sample: int) -> tuple[int, int, int]:
+        table = self.samples
+        return int(table.shard[sample]), int(table.offset[sample]), int(table.size[sample])
+
+    def _together(self, wanted: list[int], epoch: int) -> list[tuple[Tensor, int]]:
+        """The images and labels of samples of which none is bad; else nothing."""
+        try:
+            data = [self._bytes(sample) for sample in wanted]
+            images = self.view(data, epoch, self.rows[wanted].tolist())
+        except (BadSample, BadShard, Damaged):
+            return []
+        return list(zip(images, self.samples.label[wanted].tolist(), strict=True))
+
+    def _one_by_one(self, wanted: list[int], epoch: int, faults: list[Fault]) -> list[tuple[Tensor, int]]:
+        """The same with bad samples replaced, or ended at."""
+        found = []
+        for sample in wanted:
+            readable = self._readable(sample, epoch, faults)
+            if readable is None:
+                break
+            found.append(readable)
+        return found
+
+    def _readable(self, sample: int, epoch: int, faults: list[Fault]) -> tuple[Tensor, int] | None:
+        """The image and label of the sample, or of the first one after it, cyclically, that can be read."""
+        at = sample
+        for _ in range(len(self.samples)):
+            try:
+                # The draws are those of the place in the order, so that a stand-in is not seen twice alike.
+                return self._image(at, epoch, int(self.rows[sample])), int(self.samples.label[at])
+            except (BadSample, BadShard) as error:
+                faults.append(self._fault(at, str(error)))
+                if not self.replace:
+                    return None
+                lost = isinstance(error, BadShard)
+                at = self._after_shard(at) if lost else (at + 1) % len(self.samples)
+        raise UserError(f"no sample of {self.origin} can be read; the last: {faults[-1]}")
+
+    def _image(self, at: int, epoch: int, sample: int) -> Tensor:
+        if at in self._bad:
+            raise BadSample(self._bad[at])
+        try:
+            return self.view([self._bytes(at)], epoch, [sample])[0]
+        except (BadSample, Damaged) as error:
+            self._bad[at] = f"the image is damaged ({error})" if isinstance(error, Damaged) else str(error)
+            raise BadSample(self._bad[at]) from None
+
+    def _bytes(self, at: int) -> bytes:
+        label = int(self.samples.label[at])
+        if not 0 <= label < self.classes:
+            raise BadSample(f"the label {label} is not in 0..{self.classes - 1}")
+        data = self.shards.read(*self._place(at))
+        if zlib.crc32(data) != self.samples.crc[at]:
+            raise BadSample("its bytes differ from their checksum")
+        return data
+
+    def _after_shard(self, at: int) -> int:
+        """The first sample of the next shard; the samples of one shard follow one another."""
+        shard = self.samples.shard
+        later = (shard[at:] != shard[at]).argmax()
+        return at + int(later) if later else 0
+
+    def _fault(self, at: int, reason: str) -> Fault:
+        number, offset, _ = self._place(at)
+        return Fault(self.shards.where(number), self.origin, int(self.rows[at]), offset, reason)
+
+
+def _same(served: Any) -> Any:
+    return served
+
+
+def _context() -> BaseContext:
+    """Workers start from a fresh process: a fork of this one would inherit locks that its other threads hold."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not by each worker
+    return context
+
+
+def serve(reader: Reader, keys: Iterable[Key], workers: int) -> Iterator[Served]:
+    """The micro-batches of the keys, in their order, decoded ahead by ``workers`` processes of one thread each."""
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=_context() if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
+        generator=torch.Generator(),  # a loader draws a seed, which must not come from the global one
+    )
+    return iter(loader)
