@@ -65,6 +65,12 @@ class Experiment:
         pruning.criteria[self.config.prune.criterion]  # each raises for a name or a rate it does not know
         self.recipe, self.tasks, self.plan  # noqa: B018
         data.accumulation(self.config.train.batch_size, self.config.train.micro_batch, self.world)
+        data.check(self.config.data, self.config.train.batch_size, self.world)
+        if not self.description.validation and not self.config.train.drops:
+            raise UserError(
+                f"data.held_out=0 leaves {self.config.data.name} no validation images, by which the early-stopping "
+                "iteration of train.schedule='constant' is found; hold some out, or choose multistep or cosine"
+            )
 
     @property
     def world(self) -> int:
@@ -82,8 +88,8 @@ class Experiment:
         return data.describe(self.config.data)
 
     @cached_property
-    def dataset(self) -> data.Dataset:
-        """The data set, in memory."""
+    def dataset(self) -> data.AnyDataset:
+        """The data set, in memory or streamed."""
         return data.load(self.config.data)
 
     @property
@@ -105,11 +111,6 @@ class Experiment:
     def recipe(self) -> Recipe:
         """What later rounds restore."""
         return recipes[self.config.rewind.recipe]
-
-    @property
-    def schedule_drops(self) -> bool:
-        """Whether the learning rate falls on the way, so that an early-stopping iteration would mostly tell where."""
-        return self.config.train.schedule != "constant"
 
     @cached_property
     def prunable(self) -> list[models.Prunable]:

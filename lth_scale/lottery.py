@@ -70,7 +70,7 @@ def _job(experiment: Experiment, task: Task, start: Start, attempt: int) -> Job:
     return Job(
         model=experiment.model(0),
         dataset=experiment.dataset,
-        augment=config.data.augment,
+        data=config.data,
         train=config.train,
         hardware=config.hardware,
         start=start,

@@ -52,7 +52,7 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
             "steps_per_epoch": experiment.steps_per_epoch,
             "noise": clock.noise,
         },
-        **_measures(trained.curves, clock, experiment.schedule_drops),
+        **_measures(trained.curves, clock, experiment.config.train.drops),
         "flops": _flops(experiment, start.mask, samples),
         "seconds": _seconds(trained.seconds, experiment.world),
         "bytes": {"stored": trained.stored},
@@ -91,10 +91,12 @@ def _measures(curves: Curves, clock: Clock, drops: bool) -> dict[str, Any]:
         "reached": lowest is not None and at != stop,
         **_row(curves.at(at).values()),
     }
+    chosen = any(row.split == "validation" for row in curves.rows)  # else nothing was held out to choose by
+    thirds = [{"step": step, **_row(curves.at(step).values())} for step in clock.thirds]
     return {
         "end": {"step": stop, **_row(curves.at(stop).values())},
-        "early_stop": early,
-        "thirds": [{"step": step, **_row(curves.at(step).values())} for step in clock.thirds] if drops else None,
+        "early_stop": early if chosen else None,
+        "thirds": thirds if drops else None,
     }
 
 

@@ -30,11 +30,12 @@ from lth_scale import checkpoint, files, lottery, results, settings
 from lth_scale.checkpoint import State
 from lth_scale.config import Rates
 from lth_scale.data import Split
+from lth_scale.data.serving import spread
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.rewinding import Clock
-from lth_scale.training.evaluation import Curves, Measure, evaluate, read_curves, spread
+from lth_scale.training.evaluation import Curves, Measure, evaluate, read_curves
 
 assert no_waiting_for_the_disk  # a fixture
 
@@ -192,8 +193,8 @@ def test_thirds_are_recorded_where_the_schedule_drops(schedule: str, drops: bool
 
 def test_evaluation_takes_each_sample_once_and_leaves_the_model_as_it_was(lenet: Experiment) -> None:
     model = lenet.model(0).train()
-    split = Split(lenet.dataset.test.images[:101], lenet.dataset.test.labels[:101])
-    loss, accuracy, samples = evaluate(model, lenet.dataset, split, torch.device("cpu"))
+    few = Split(lenet.dataset.test.images[:101], lenet.dataset.test.labels[:101])
+    loss, accuracy, samples = evaluate(model, replace(lenet.dataset, test=few), "test", torch.device("cpu"))
     assert samples == 101 and (accuracy * 101) == round(accuracy * 101) and loss > 0
     assert model.training
 

@@ -224,9 +224,10 @@ def test_the_largest_weights_of_the_end_survive(tmp_path: Path) -> None:
     ],
 )
 def test_schedules_at_exact_steps(fields: dict[str, Any], expected: dict[int, float]) -> None:
-    schedule = Schedule(Train(lr=0.4, **fields), 100, EPOCH)
+    config = Train(lr=0.4, **fields)
+    schedule = Schedule(config, 100, EPOCH)
     assert {step: schedule.at(step) for step in expected} == pytest.approx(expected, rel=1e-12)
-    assert schedule.drops == ("schedule" in fields)
+    assert config.drops == ("schedule" in fields)
 
 
 def test_cosine_ends_near_zero_and_falls_all_the_way() -> None:

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from lth_scale import checkpoint, files
 from lth_scale.checkpoint import State
-from lth_scale.data import Dataset
+from lth_scale.data import AnyDataset, SplitName
 from lth_scale.shards import capture, local_shards, restore
-from lth_scale.training.evaluation import TRAIN_SAMPLES, Curves, Measure, evaluate, spread
+from lth_scale.training.evaluation import Curves, Measure, evaluate
 from lth_scale.training.masking import Masking
 from lth_scale.training.module import Classifier
 
@@ -175,6 +175,8 @@ class RewindPoints(Part):
 class Evaluation(Part):
     """Measures validation on the grid; test and train at each new minimum of validation loss, at marks and at the end.
 
+    Without validation images there is nothing to choose by; then test is on the grid, to be looked at only.
+
     Args:
         dataset: the images.
         every: the grid, in steps of the dense clock.
@@ -183,14 +185,10 @@ class Evaluation(Part):
         watch: times it.
     """
 
-    def __init__(self, dataset: Dataset, every: int, marks: Sequence[int], curves: Curves, watch: Stopwatch) -> None:
+    def __init__(self, dataset: AnyDataset, every: int, marks: Sequence[int], curves: Curves, watch: Stopwatch) -> None:
         self._dataset, self._every, self._marks = dataset, every, marks
         self._curves, self._watch = curves, watch
-        self._splits = {
-            "validation": dataset.validation,
-            "test": dataset.test,
-            "train": spread(dataset.train, TRAIN_SAMPLES),
-        }
+        self._grid: SplitName = "validation" if dataset.length("validation") else "test"
 
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Measure if it is time."""
@@ -198,15 +196,16 @@ class Evaluation(Part):
             return
         with self._watch.timing("evaluation"):
             average_buffers(module.model)
-            self._measure(module, step, ["validation"])
+            self._measure(module, step, self._grid)
             lowest = self._curves.minimum()
             if step in self._marks or (lowest is not None and lowest.step == step):
-                self._measure(module, step, ["test", "train"])
+                for split in ("test", "train"):
+                    if split != self._grid:
+                        self._measure(module, step, split)
 
-    def _measure(self, module: Classifier, step: int, splits: Sequence[str]) -> None:
-        for split in splits:
-            loss, accuracy, samples = evaluate(module.model, self._dataset, self._splits[split], module.device)
-            self._curves.add(Measure(step, split, loss, accuracy, samples))
+    def _measure(self, module: Classifier, step: int, split: SplitName) -> None:
+        loss, accuracy, samples = evaluate(module.model, self._dataset, split, module.device)
+        self._curves.add(Measure(step, split, loss, accuracy, samples))
 
 
 class Checkpoints(Part):

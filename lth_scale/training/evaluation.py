@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,11 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from lth_scale import files
-from lth_scale.data import Dataset, Split
+from lth_scale.data import AnyDataset, SplitName, evaluation_batches
 from lth_scale.errors import UserError
 
-BATCH = 5000
-CACHED = 256 << 20  # bytes of normalised float32 images up to which a split is kept in memory
 TRAIN_SAMPLES = 5000  # train figures are measured on this many images, evenly spread over the split
 HEADER = "step,split,loss,accuracy,samples"
 
@@ -45,24 +42,16 @@ class Measure:
         return Measure(int(step), split, float(loss), float(accuracy), int(samples))
 
 
-@lru_cache(maxsize=4)
-def spread(split: Split, samples: int) -> Split:
-    """At most ``samples`` images, evenly spread over the split."""
-    if len(split.labels) <= samples:
-        return split
-    index = torch.linspace(0, len(split.labels) - 1, samples, dtype=torch.float64).round().long()
-    return Split(split.images[index], split.labels[index])
-
-
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: torch.device) -> tuple[float, float, int]:
+def evaluate(model: nn.Module, dataset: AnyDataset, split: SplitName, device: torch.device) -> tuple[float, float, int]:
     """(mean loss, accuracy, samples): every image once at any number of ranks, hits as integers, losses in float64."""
+    samples = TRAIN_SAMPLES if split == "train" else None
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     totals = torch.zeros(3, dtype=torch.float64)
     training = model.training
     model.eval()
-    for x, y in _batches(dataset, split, rank, world):
-        logits, target = model(x.to(device)).float(), y.to(device)
+    for x, y in evaluation_batches(dataset, split, samples, rank, world):
+        logits, target = model(prepared(x.to(device), dataset)).float(), y.to(device)
         loss = functional.cross_entropy(logits, target, reduction="none").double().sum()
         totals += torch.stack([loss, (logits.argmax(1) == target).sum().double(), loss.new_tensor(float(len(y)))]).cpu()
     model.train(training)
@@ -72,21 +61,9 @@ def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: torch.dev
     return loss_sum / count, hits / count, int(count)
 
 
-def _batches(dataset: Dataset, split: Split, rank: int, world: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    if split.images.numel() * 4 <= CACHED:
-        return _kept(dataset, split, rank, world)
-    return _normalised(dataset, split, rank, world)
-
-
-def _normalised(dataset: Dataset, split: Split, rank: int, world: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    images, labels = split.images[rank::world], split.labels[rank::world]
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        yield dataset.normalise(x), y
-
-
-@lru_cache(maxsize=4)
-def _kept(dataset: Dataset, split: Split, rank: int, world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(_normalised(dataset, split, rank, world))
+def prepared(images: torch.Tensor, dataset: AnyDataset) -> torch.Tensor:
+    """Streamed images arrive as uint8, a quarter of the bytes, and are normalised on the device."""
+    return dataset.normalise(images) if images.dtype == torch.uint8 else images
 
 
 class Curves:

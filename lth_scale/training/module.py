@@ -11,8 +11,11 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from lth_scale.config import Train
+from lth_scale.data import AnyDataset
 from lth_scale.models import decay_groups
 from lth_scale.streams import derive
+from lth_scale.training.evaluation import prepared
+from lth_scale.training.mixing import Mixing
 from lth_scale.training.schedule import Schedule
 
 
@@ -21,26 +24,33 @@ class Classifier(pl.LightningModule):
 
     Args:
         model: maps images [N, C, H, W] to logits [N, classes].
+        dataset: normalises what it serves as uint8.
         config: optimizer settings.
         schedule: learning rate by step of the dense clock.
         first: the step that training (re)starts at.
         shift: what to add to a step to find its place in the schedule; None stays at the schedule's last rate.
         last: T, where a schedule without shift stays.
         dropout: seed of the ``dropout`` stream.
+        mixing: mixup and the like.
+        layout: memory format of the images.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        dataset: AnyDataset,
         config: Train,
         schedule: Schedule,
         first: int,
         shift: int | None,
         last: int,
         dropout: int,
+        mixing: Mixing | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
         self.model = model
+        self._dataset, self._mixing, self._layout = dataset, mixing, layout
         self._config, self._schedule = config, schedule
         self._first, self._shift, self._last = first, shift, last
         self._dropout = dropout
@@ -60,12 +70,17 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
         """The mean loss of one micro-batch."""
-        images, labels = batch
+        images, targets = prepared(batch[0], self._dataset).contiguous(memory_format=self._layout), batch[1]
+        if self._mixing:
+            images, targets = self._mixing(images, targets, self.step, self._part(index))
         if self._noisy:
-            parts = self.trainer.accumulate_grad_batches
-            part = self.global_rank * parts + index % parts  # of the global batch, whoever computes it
-            torch.manual_seed(derive(self._dropout, "dropout", self.step, part))
-        return functional.cross_entropy(self.model(images), labels)
+            torch.manual_seed(derive(self._dropout, "dropout", self.step, self._part(index)))
+        return functional.cross_entropy(self.model(images), targets, label_smoothing=self._config.label_smoothing)
+
+    def _part(self, index: int) -> int:
+        """The micro-batch's place in the global batch, whoever computes it."""
+        parts = self.trainer.accumulate_grad_batches
+        return self.global_rank * parts + index % parts
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Set the learning rate of this step."""

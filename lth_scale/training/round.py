@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,12 +19,13 @@ from torch import nn
 from lth_scale import checkpoint
 from lth_scale.arms import Start
 from lth_scale.checkpoint import State
-from lth_scale.config import Hardware, Train
-from lth_scale.data import Batches, Dataset, accumulation
+from lth_scale.config import Data, Hardware, Train
+from lth_scale.data import AnyDataset, Training, accumulation, training_batches
 from lth_scale.duration import steps
 from lth_scale.paths import RoundPaths
 from lth_scale.training import callbacks as parts
 from lth_scale.training.evaluation import Curves, read_curves
+from lth_scale.training.mixing import Mixing
 from lth_scale.training.module import Classifier
 from lth_scale.training.schedule import Schedule
 
@@ -36,8 +36,8 @@ class Job:
 
     Args:
         model: of the run's architecture; its values are replaced by the start state's.
-        dataset: in memory.
-        augment: as in the config.
+        dataset: in memory or streamed.
+        data: as in the config.
         train: as in the config, micro-batch fixed.
         hardware: as in the config.
         start: state, mask and clock.
@@ -52,8 +52,8 @@ class Job:
     """
 
     model: nn.Module
-    dataset: Dataset
-    augment: Any
+    dataset: AnyDataset
+    data: Data
     train: Train
     hardware: Hardware
     start: Start
@@ -69,7 +69,7 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """Global batches of an epoch."""
-        return len(self.dataset.train.labels) // self.train.batch_size
+        return self.dataset.length("train") // self.train.batch_size
 
     @property
     def schedule(self) -> Schedule:
@@ -79,7 +79,7 @@ class Job:
     @property
     def marks(self) -> list[int]:
         """Steps at which test is measured: the end, and the thirds where the schedule drops."""
-        return self.start.clock.thirds if self.schedule.drops else [self.start.clock.stop]
+        return self.start.clock.thirds if self.train.drops else [self.start.clock.stop]
 
 
 @dataclass(frozen=True)
@@ -142,21 +142,25 @@ def _callback(
 
 
 def _module(job: Job, first: int) -> Classifier:
-    clock = job.start.clock
+    clock, streams, train = job.start.clock, job.streams, job.train
     shift = None if clock.schedule is None else clock.schedule - clock.start
-    return Classifier(job.model, job.train, job.schedule, first, shift, clock.stop, job.streams["dropout"])
+    mixed = train.mixup or train.cutmix
+    mixing = Mixing(train, job.dataset.classes, streams["augment"], clock.noise) if mixed else None
+    layout = torch.channels_last if job.hardware.channels_last else torch.contiguous_format
+    model = job.model.to(memory_format=layout)
+    dropout = streams["dropout"]
+    return Classifier(model, job.dataset, train, job.schedule, first, shift, clock.stop, dropout, mixing, layout)
 
 
-def _batches(job: Job, first: int, world: int) -> Batches:
-    return Batches(
+def _batches(job: Job, first: int, world: int) -> Training:
+    return training_batches(
         job.dataset,
-        batch_size=job.train.batch_size,
-        micro_batch=job.train.micro_batch,
+        job.data,
+        job.train,
         start=first,
         stop=job.start.clock.stop,
         order=job.streams["order"],
-        augment_seed=job.streams["augment"],
-        augment=job.augment,
+        augment=job.streams["augment"],
         noise=job.start.clock.noise,
         rank=_rank(),
         world=world,

@@ -22,11 +22,6 @@ class Schedule:
         self._warmup = steps(config.warmup, steps_per_epoch, "train.warmup")
         self._milestones = [steps(m, steps_per_epoch, "train.milestones") for m in config.milestones]
 
-    @property
-    def drops(self) -> bool:
-        """Whether it falls on the way, so that an early-stopping iteration would mostly tell where."""
-        return self._config.schedule != "constant"
-
     def at(self, step: int) -> float:
         """The rate used by the optimizer step that takes the model from ``step`` to ``step + 1``."""
         rate = self._config.lr
