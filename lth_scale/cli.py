@@ -28,13 +28,14 @@ see
   lth report RUN...          tables, figures and a self-contained page
   lth list WHAT              {topics}
 things
-  lth data prepare NAME --out DIR [--source PATH] [--size N]
-  lth data verify DIR
+  lth data prepare NAME --out DIR [--source PATH] [--size N] [--shard-size N] [--max-side N] [--jobs N]
+  lth data verify DIR [--jobs N]
 
 run takes
   --out DIR                  the run folder (default: runs/NAME-HASH)
   --section.key=value        any field of the config (--print_config shows them all)
   --plan                     tensors, densities, steps and disk, then exit
+  --throughput N             with --plan: images that one device trains in a second; adds GPU-hours
   --jobs N                   processes (default: one per core)
   --only seed=0,2 arm=ticket round=3-7
   --print_config             a commented template
@@ -52,11 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown("command", words[0], COMMANDS)
         return COMMANDS[words[0]](words[1:])
     except UserError as error:
-        print(f"lth: {error}", file=sys.stderr)
+        if not _left_to_the_launcher(error):
+            print(f"lth: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lth: stopped; the same command continues", file=sys.stderr)
         return 130
+
+
+def _left_to_the_launcher(error: UserError) -> bool:
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # torch is slow to import
+        return False
+    from lth_scale import ranks
+
+    return ranks.record(error)
 
 
 def _run(words: list[str]) -> int:
@@ -74,7 +84,7 @@ def _run(words: list[str]) -> int:
 
     chosen = tasks.select(experiment.tasks, flags.only or [])
     if flags.plan:
-        return _plan(experiment)
+        return _plan(experiment, flags.throughput)
     from torch.distributed import is_torchelastic_launched
 
     if experiment.world > 1 and not is_torchelastic_launched():
@@ -86,12 +96,16 @@ def _run_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = _parser("run")
     parser.add_argument("--out")
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--throughput", type=float)
     parser.add_argument("--print_config", action="store_true")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--only", nargs="+")
     flags, rest = parser.parse_known_args(words)
     if flags.jobs is not None and flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs} is not valid; it must be 1 or more")
+    if flags.throughput is not None and not (flags.plan and 0 < flags.throughput < float("inf")):
+        need = "positive" if flags.plan else "together with --plan: training measures its own time"
+        raise UserError(f"--throughput={flags.throughput:g} is not valid; it must be {need}")
     strays = [word for word in flags.only or [] if "=" not in word]  # config names that stood behind --only
     flags.only = [word for word in flags.only or [] if "=" in word]
     return flags, [*rest, *strays]
@@ -102,56 +116,42 @@ def _name(words: Sequence[str]) -> str:
     return Path(named[0]).stem if named else "run"
 
 
-def _plan(experiment: Experiment) -> int:
+def _plan(experiment: Experiment, throughput: float | None) -> int:
     from lth_scale.plan import plan
 
-    for part in plan(experiment):
+    for part in plan(experiment, throughput):
         _console().print(part)
     return _next("the same command without --plan")
 
 
 def _torchrun(experiment: Experiment, words: Sequence[str]) -> int:
-    """Several devices: replace this process by torchrun, whose processes come back here, launched."""
+    """Several devices: ranks, which come back here, launched."""
+    from lth_scale import ranks
+
     if experiment.config.hardware.nodes > 1:
         raise UserError("hardware.nodes > 1 needs a launcher on every node: torchrun --nnodes=... -m lth_scale run ...")
-    processes = f"--nproc-per-node={experiment.config.hardware.devices}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", processes, "-m", "lth_scale", *words]
-    os.execv(sys.executable, command)
+    return ranks.start(words, experiment.config.hardware.devices, experiment.config.hardware.threads)
 
 
 def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> int:
     from torch.distributed import is_torchelastic_launched
 
+    job = os.environ.get("SLURM_JOB_ID", "none")
     if is_torchelastic_launched():
-        return _train_here(experiment, chosen)
+        from lth_scale import ranks
+
+        if ranks.train(experiment, chosen, job):
+            _conclude(experiment)
+        return 0
     from lth_scale.launch import cores, launch
     from lth_scale.live import Display
 
     with Display(experiment, _console()) as display:
-        board = launch(experiment, chosen, jobs or cores(), display, os.environ.get("SLURM_JOB_ID", "none"))
+        board = launch(experiment, chosen, jobs or cores(), display, job)
     for task, reason in board.failed.items():
         print(f"lth: {task} failed: {reason}", file=sys.stderr)
     _conclude(experiment)
     return board.exit_code
-
-
-def _train_here(experiment: Experiment, chosen: Sequence[Task]) -> int:
-    """One of several ranks: all tasks in order, in this process."""
-    import torch
-    import torch.distributed as dist
-
-    from lth_scale import lottery
-    from lth_scale.training import meet
-
-    torch.set_num_threads(experiment.config.hardware.threads)
-    meet(experiment.config.hardware)
-    try:
-        lottery.run(experiment, chosen, os.environ.get("SLURM_JOB_ID", "none"))
-    finally:
-        dist.destroy_process_group()
-    if int(os.environ.get("RANK", 0)) == 0:
-        _conclude(experiment)
-    return 0
 
 
 def _conclude(experiment: Experiment) -> None:
@@ -231,22 +231,26 @@ def _prepare(words: list[str]) -> int:
 
     parser = _parser("data prepare", "name")
     parser.add_argument("--out")
-    parser.add_argument("--source")
-    parser.add_argument("--size", type=int)
+    parser.add_argument("--source", action="append")
+    for option in ("--size", "--shard-size", "--max-side", "--jobs"):
+        parser.add_argument(option, type=int)
     flags = parser.parse_args(words)
     if not flags.name or not flags.out:
         raise UserError("data prepare needs a name and a folder: lth data prepare NAME --out DIR (lth list datasets)")
-    print(prepare(flags.name, Path(flags.out), Path(flags.source) if flags.source else None, size=flags.size))
+    options = {key: getattr(flags, key) for key in ("size", "shard_size", "max_side", "jobs")}
+    print(prepare(flags.name, Path(flags.out), flags.source, **options))
     return _next(f"lth data verify {flags.out}")
 
 
 def _verify(words: list[str]) -> int:
     from lth_scale.data import verify
 
-    flags = _parser("data verify", "folder").parse_args(words)
+    parser = _parser("data verify", "folder")
+    parser.add_argument("--jobs", type=int)
+    flags = parser.parse_args(words)
     if not flags.folder:
         raise UserError("data verify needs a folder: lth data verify DIR")
-    print(verify(Path(flags.folder), progress=True))
+    print(verify(Path(flags.folder), progress=True, jobs=flags.jobs))
     return _next(f"lth run CONFIG --data.dir={flags.folder}")
 
 

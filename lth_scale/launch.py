@@ -95,10 +95,11 @@ def _begin(threads: int, parent: int) -> None:
     """In each worker: its threads, and an end when the launcher is gone, so that nothing trains on unseen."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    _die_with(parent)
+    die_with(parent)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """End this process when its parent ends, however that happens."""
     import ctypes
     import signal
 

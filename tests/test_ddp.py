@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import flip
+from proofs import children, gone
 from tiny_runs import final, result, rows, theta, ticket_mask
 from torch.nn import functional
 
 from lth_scale import lottery, settings
-from lth_scale.data import Batches
+from lth_scale.data import Batches, SplitName
 from lth_scale.experiment import Experiment
+from lth_scale.paths import RunPaths
 from lth_scale.training.evaluation import evaluate
 from lth_scale.training.module import make_optimizer
 
@@ -169,10 +174,9 @@ def test_evaluation_counts_every_sample_once(arm: str, number: int, resnet: Expe
     model, state = resnet.model(0), final(resnet, arm, number)
     model.load_state_dict(state.weights | state.buffers)
     end = result(resnet, arm, number)["end"]
-    for name, samples in (("train", 1000), ("validation", 200), ("test", 597)):
-        loss, accuracy, count = evaluate(
-            model, resnet.dataset, getattr(resnet.dataset, name), torch.device("cpu")
-        )  # fmt: skip
+    sizes: tuple[tuple[SplitName, int], ...] = (("train", 1000), ("validation", 200), ("test", 597))
+    for name, samples in sizes:
+        loss, accuracy, count = evaluate(model, resnet.dataset, name, torch.device("cpu"))
         assert end[name]["samples"] == count == samples
         assert end[name]["accuracy"] == accuracy
         assert end[name]["loss"] == pytest.approx(loss, rel=1e-6)
@@ -198,3 +202,32 @@ def test_a_world_that_does_not_divide_the_batch_is_refused(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "train.batch_size" in done.stderr and "3 devices" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_met_by_two_ranks_is_told_once(resnet: Experiment, tmp_path: Path) -> None:
+    """Both meet the damaged mask; without the launcher's care each would tell it, and the launcher a traceback."""
+    root = tmp_path / "run"
+    shutil.copytree(resnet.paths.root, root)
+    paths = RunPaths(root).round(0, "ticket", 1)
+    flip(paths.mask)
+    paths.result.unlink()
+    command = [sys.executable, "-m", "lth_scale", "run", *COMMON, *RESNET, "--hardware.devices=2", "--out", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"lth: {paths.mask} {done.stderr.partition(f'{paths.mask} ')[2]}"
+    assert "is damaged" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    words = [*COMMON, *LENET, "--train.duration=100000it", "--hardware.devices=2", "--out", str(root)]
+    launcher = subprocess.Popen([sys.executable, "-m", "lth_scale", "run", *words], stderr=subprocess.DEVNULL)
+    while not list(root.glob("seed_0/rewind/step_*/MANIFEST.json")):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    ranks = children(launcher.pid)
+    launcher.kill()
+    launcher.wait()
+    assert len(ranks) == 2
+    while not all(map(gone, ranks)):
+        time.sleep(0.02)  # the test's own limit ends this if they live on

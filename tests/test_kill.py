@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proofs import CRASH, DONE, USER, assert_same, ended, fork, kill, leftovers, proof
+from proofs import CRASH, DONE, USER, assert_same, ended, fork, gone, kill, leftovers, proof, state
 from tiny_runs import play, tiny
 
 from lth_scale import files, lottery, settings
@@ -285,18 +285,6 @@ def _cleared(command: Command) -> Iterator[Command]:
 def rounds(reference: dict[str, Any]) -> set[str]:
     """The folders of the rounds that a proof speaks of."""
     return {name for name, value in reference.items() if isinstance(value, dict)}
-
-
-def state(pid: int) -> str:
-    """The letter that ps shows; Z also when the process is no more."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
-
-
-def gone(pid: int) -> bool:
-    return state(pid) == "Z"
 
 
 def test_the_launcher_is_killed_and_takes_its_workers_along(commanded: dict[str, Any], tmp_path: Path) -> None:
