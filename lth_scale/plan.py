@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from lth_scale import models
-from lth_scale.checkpoint import State
+from lth_scale import costs, models
+from lth_scale.costs import Cost, Sizes
 from lth_scale.experiment import Experiment
 from lth_scale.rewinding import clock
 
-STATES = {"sgd": 1, "nesterov": 1, "adam": 2, "adamw": 2}  # tensors of the optimizer for each parameter
 
-
-def plan(experiment: Experiment) -> Iterator[RenderableType]:
-    """The tables of the plan, one after the other."""
+def plan(experiment: Experiment, throughput: float | None = None) -> Iterator[RenderableType]:
+    """The tables of the plan, one after the other; hours only for a throughput, in trained images/s and device."""
     yield _prunable(experiment)
     yield _fixed(experiment)
     yield _rounds(experiment)
-    yield from _summary(experiment)
+    sizes = Sizes.of(experiment)
+    yield from _summary(experiment, sizes)
+    if throughput:
+        yield from _costs(experiment, sizes, throughput)
+    else:
+        yield "GPU-hours: add --throughput N, the images that one device trains in a second"
 
 
 def _prunable(experiment: Experiment) -> Table:
@@ -67,7 +70,7 @@ def _later(experiment: Experiment) -> int:
     return clock(experiment.recipe, experiment.k, experiment.total, 1, fresh_noise=False).steps
 
 
-def _summary(experiment: Experiment) -> Iterator[str]:
+def _summary(experiment: Experiment, sizes: Sizes) -> Iterator[str]:
     config, tasks = experiment.config, experiment.tasks
     yield f"data: {experiment.description}"
     yield (
@@ -76,29 +79,36 @@ def _summary(experiment: Experiment) -> Iterator[str]:
     )
     batch = config.train.batch_size
     yield f"micro-batch: {experiment.micro_batch} on {experiment.world} device(s) for a global batch of {batch}"
-    later = sum(task.round > 0 for task in tasks)
-    steps = (len(tasks) - later) * experiment.total + later * _later(experiment)
+    steps = sum(costs.clock_of(experiment, task).steps for task in tasks)
     arms, seeds = ", ".join(config.run.arms), ", ".join(map(str, config.run.replicates))
-    yield f"tasks: {len(tasks)} ({arms} for seeds {seeds}), up to {steps:,} steps"
-    end, more = _disk(experiment) / 1e6, _peak(experiment) / 1e6
-    yield f"disk needed: about {end:,.0f} MB at the end, {more:,.1f} MB more while a round trains"
+    yield f"tasks: {len(tasks)} ({arms} for seeds {seeds}), {steps:,} steps"
+    stored = sum(cost.stored for cost in costs.by_arm(experiment, sizes).values())
+    yield f"disk needed: about {stored / 1e6:,.0f} MB at the end, {sizes.peak / 1e6:,.1f} MB more while a round trains"
 
 
-def _weights(experiment: Experiment) -> int:
-    state: State = experiment.initial(0)
-    return sum(t.numel() * t.element_size() for t in [*state.weights.values(), *state.buffers.values()])
+def _costs(experiment: Experiment, sizes: Sizes, throughput: float) -> Iterator[RenderableType]:
+    arms, devices = costs.by_arm(experiment, sizes), experiment.world
+    table = Table(title=f"GPU-hours at {throughput:,.0f} images/s and device", title_justify="left")
+    heads = ("rounds", "images trained", "evaluated", "hours from step 0", "hours as planned", "saved", "disk MB")
+    for column in ("arm", *heads):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for name, cost in arms.items():
+        table.add_row(name, *_row(cost, throughput))
+    table.add_section()
+    total = sum(arms.values(), Cost())
+    table.add_row("total", *_row(total, throughput))
+    yield table
+    saved = total.hours_from_zero(throughput) - total.hours(throughput)
+    yield (
+        f"late rewinding saves {saved:,.1f} of {total.hours_from_zero(throughput):,.1f} GPU-hours: later rounds of "
+        f"tickets start at step {experiment.total - _later(experiment)} of {experiment.total}"
+    )
+    yield "an evaluated image counts a third of a trained one; evaluations at new minima of validation loss come on top"
+    alone = costs.chain(experiment, sizes).hours(throughput) / devices
+    yield f"one seed's tickets, one after the other: {alone:,.1f} hours on {devices} device(s)"
 
 
-def _disk(experiment: Experiment) -> float:
-    """Finals of all tasks, rewind points of all seeds, masks."""
-    size, per_state = _weights(experiment), 1 + STATES[experiment.config.train.optimizer]
-    final = size * (per_state if experiment.recipe.optimizer == "T" else 1)
-    points = size * (1 + per_state * (len(experiment.rewind_points(0)) - 1))
-    seeds = len(experiment.config.run.replicates)
-    masks = sum(p.numel for p in experiment.prunable) / 8
-    return len(experiment.tasks) * (final + masks) + seeds * points
-
-
-def _peak(experiment: Experiment) -> float:
-    """A resumable checkpoint, and its successor before the older one goes."""
-    return 2 * _weights(experiment) * (1 + STATES[experiment.config.train.optimizer])
+def _row(cost: Cost, throughput: float) -> tuple[str, ...]:
+    before, now = cost.hours_from_zero(throughput), cost.hours(throughput)
+    counts = (f"{count:,}" for count in (cost.rounds, cost.trained, cost.evaluated))
+    return (*counts, *(f"{hours:,.1f}" for hours in (before, now, before - now)), f"{cost.stored / 1e6:,.0f}")

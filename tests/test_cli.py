@@ -190,6 +190,23 @@ def test_the_plan_needs_no_data_and_leaves_no_trace(lth: Said, tmp_path: Path) -
         assert part in said, part
 
 
+def test_a_throughput_adds_hours_to_the_plan(lth: Said, tmp_path: Path) -> None:
+    code, said, told = lth("run", "mnist_lenet", "--plan", "--throughput=25000", "--out=run")
+    assert code == 0 and told == "" and list(tmp_path.iterdir()) == []
+    for part in ("GPU-hours at 25,000 images/s", "dense", "ticket", "reinit", "late rewinding saves 0.0 of"):
+        assert part in said, part
+    assert "add --throughput N" in lth("run", "mnist_lenet", "--plan", "--out=run")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--throughput=100"], "together with --plan"), *((["--plan", f"--throughput={n}"], "positive") for n in (0, -1))],
+)
+def test_a_throughput_that_is_of_no_use_is_refused(words: list[str], told: str, lth: Said, tmp_path: Path) -> None:
+    code, _, error = lth("run", "digits_lenet", *words, "--out=run")
+    assert code == 2 and told in error and len(error.splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
 def test_only_stands_anywhere_and_several_parts_narrow(tmp_path: Path) -> None:
     flags, rest = cli._run_flags(["--only", "seed=0,2", "arm=ticket", "digits_lenet", "--jobs", "3", "--out=x"])
     assert (flags.only, rest, flags.jobs, flags.out) == (["seed=0,2", "arm=ticket"], ["digits_lenet"], 3, "x")
@@ -199,7 +216,7 @@ def test_only_stands_anywhere_and_several_parts_narrow(tmp_path: Path) -> None:
 
 def test_the_folder_is_named_after_the_config_and_its_hash(lth: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Experiment] = []
-    monkeypatch.setattr(cli, "_plan", lambda experiment: seen.append(experiment) or 0)
+    monkeypatch.setattr(cli, "_plan", lambda experiment, throughput: seen.append(experiment) or 0)
     Path("mine.yaml").write_text("train: {lr: 0.5}\n")
     lth("run", "mine.yaml", "--plan")
     lth("run", "--config=mine.yaml", "--run.seeds=0-9", "--plan")

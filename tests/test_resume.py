@@ -198,10 +198,18 @@ BINDING = {
     "data.name": "mnist",
     "data.augment": "crop_flip",
     "data.noise_per_round": "fresh",
+    "data.crop": "32",
+    "data.held_out": "10",
+    "data.lanes": "1",
+    "data.window": "64",
+    "data.scaled_decode": "true",
+    "data.randaugment": "9",
+    "data.faults": "0.01",
     "model.name": "conv2",
     "model.hidden": "[21,10]",
     "model.width": "3",
     "model.init": "own",
+    "model.drop_path": "0.1",
     "train.duration": "30it",
     "train.batch_size": "50",
     "train.optimizer": "adam",
@@ -213,6 +221,9 @@ BINDING = {
     "train.milestones": "[5it]",
     "train.gamma": "0.2",
     "train.warmup": "1it",
+    "train.label_smoothing": "0.1",
+    "train.mixup": "0.2",
+    "train.cutmix": "1.0",
     "train.eval_every": "5it",
     "prune.rate": "0.3",
     "prune.rates.conv": "0.3",
@@ -234,6 +245,9 @@ BINDING = {
 # ... and of every field that does not.
 FREE = {
     "data.dir": "elsewhere",
+    "data.workers": "0",
+    "data.cache": "elsewhere",
+    "data.cache_gb": "1",
     "train.micro_batch": "50",
     "train.checkpoint_every": "7it",
     "prune.rounds": "4",
@@ -248,6 +262,7 @@ FREE = {
     "hardware.nodes": "2",
     "hardware.threads": "2",
     "hardware.deterministic": "true",
+    "hardware.channels_last": "true",
 }
 BASE = ["--train.duration=20it", "--train.batch_size=100", "--model.hidden=[20,10]"]
 
@@ -313,8 +328,19 @@ def test_other_images_are_refused(whole: tuple[Config, Path], tmp_path: Path) ->
 # The names of existing run folders end in these. A change here orphans them: raise settings.SCHEMA if a default
 # changed on purpose; a new field must be at its default in every shipped config, or those folders lose their names.
 DIGESTS = {
+    "cifar100_resnet18": "0ee349d2",
+    "cifar10_conv2": "0ad605b5",
+    "cifar10_conv4": "2a6faac0",
+    "cifar10_conv6": "8c3e969c",
+    "cifar10_resnet20": "cd74d1c4",
+    "cifar10_vgg16": "5f9d16ab",
     "digits_lenet": "8aefb62d",
     "fashion_mnist_late_rewinding": "6b1ab66c",
+    "fashion_mnist_lenet": "9b76b725",
+    "imagenet_deit_small": "19ee0ac1",
+    "imagenet_resnet50": "0621171d",
+    "imagenet_resnet50_cosine": "16debd90",
+    "imagenet_vit_small": "1b2e9fb9",
     "mnist_lenet": "cb474ef4",
 }
 

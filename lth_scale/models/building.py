@@ -27,7 +27,8 @@ def build(model: config.Model, shape: Shape, classes: int, seed: int) -> nn.Modu
         seed: of the initialisation, already derived from the stream ``init``.
 
     Raises:
-        UserError: unknown model, images too small for it, or ``model.width`` on a model that has none.
+        UserError: unknown model, images too small for it, or ``model.width`` or ``model.drop_path`` on a model that
+            has none.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,7 +44,9 @@ def _construct(model: config.Model, shape: Shape, classes: int) -> nn.Module:
             f"model.width={model.width} is only for the resnet models; model.name={model.name!r} takes none"
         )
     if model.name.startswith(TIMM):
-        return _timm(model.name, shape, classes)
+        return _timm(model, shape, classes)
+    if model.drop_path:
+        raise _no_drop_path(model)
     return models[model.name](model, shape, classes)
 
 
@@ -66,16 +69,23 @@ def _draw(weight: torch.Tensor, init: str, generator: torch.Generator) -> None:
         nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu", generator=generator)
 
 
-def _timm(name: str, shape: Shape, classes: int) -> nn.Module:
+def _no_drop_path(model: config.Model) -> UserError:
+    return UserError(
+        f"model.drop_path={model.drop_path} is only for timm's models with residual branches to leave out; "
+        f"model.name={model.name!r} takes none"
+    )
+
+
+def _timm(model: config.Model, shape: Shape, classes: int) -> nn.Module:
     """A timm model, untrained, for these images; UserError if timm has none of that name or it cannot take them."""
     import timm  # slow to import, and only needed here
 
-    known = timm.list_models()
+    name, known = model.name, timm.list_models()
     if (plain := name.removeprefix(TIMM)) not in known:
         near = difflib.get_close_matches(plain, known, n=5) or known[:5]
         raise UserError(f"model.name={name!r} is not a model of timm {timm.__version__}; near: {', '.join(near)}")
     try:
-        return _timm_network(plain, shape, classes)
+        return _timm_network(plain, model, shape, classes)
     except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
         size, reason = "x".join(map(str, shape)), (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -83,18 +93,34 @@ def _timm(name: str, shape: Shape, classes: int) -> nn.Module:
         ) from None
 
 
-def _timm_network(plain: str, shape: Shape, classes: int) -> nn.Module:
+def _timm_network(plain: str, model: config.Model, shape: Shape, classes: int) -> nn.Module:
     """The model, tried on one blank image, because timm's models do not say which sizes they take."""
-    import timm
-
-    settings: dict[str, Any] = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
+    settings: dict[str, Any] = {"num_classes": classes, "in_chans": shape[0]}
+    if model.drop_path:
+        settings["drop_path_rate"] = model.drop_path
     try:
-        network = timm.create_model(plain, **settings, img_size=shape[1:])
-    except TypeError as error:
         # transformers must be told the image's size; convolutional networks refuse to be
-        if "img_size" not in str(error):
+        network = _created(plain, settings | {"img_size": shape[1:]}, "img_size") or _created(plain, settings)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
             raise
-        network = timm.create_model(plain, **settings)
+        raise _no_drop_path(model) from None
+    assert network is not None
+    if model.drop_path and not any(type(part).__name__ == "DropPath" for part in network.modules()):
+        raise _no_drop_path(model)  # it took the rate, and did nothing with it
     with torch.no_grad():
         network.eval()(torch.zeros(1, *shape))
     return network.train()
+
+
+def _created(plain: str, settings: dict[str, Any], refused: str = "") -> nn.Module | None:
+    """The untrained model, or None when it has no such setting as ``refused``."""
+    import timm
+
+    try:
+        network: nn.Module = timm.create_model(plain, pretrained=False, **settings)
+        return network
+    except TypeError as error:
+        if refused and refused in str(error):
+            return None
+        raise
