@@ -41,7 +41,7 @@ from lth_scale.paths import RunPaths
 from lth_scale.shards import local_shards
 from lth_scale.training.masking import Masking
 
-PATIENCE = 600.0  # seconds until a subject that hangs ends the benchmark
+PATIENCE = 120.0  # seconds until a subject that hangs ends the benchmark
 BASE = ["--train.optimizer=sgd", "--train.momentum=0", "--train.lr=0.1", "--prune.rounds=1", "--prune.rate=0.8"]
 
 
@@ -70,18 +70,39 @@ RESNET = Setting(
 )  # fmt: skip
 
 
+class Abandoned(Exception):
+    """Another subject has failed; its error is the one to read."""
+
+
 class Baton:
     """Hands the machine from one subject to the next, a block of steps each."""
 
     def __init__(self, subjects: int) -> None:
         self.turns = [threading.Semaphore(0) for _ in range(subjects)]
         self.together = threading.Barrier(subjects, timeout=PATIENCE)
+        self.lost = False
         self.turns[0].release()
 
     def wait(self, place: int) -> None:
         """Until it is this subject's turn."""
         if not self.turns[place].acquire(timeout=PATIENCE):
             raise TimeoutError("another subject does not come to the end of its block")
+        if self.lost:
+            raise Abandoned
+
+    def meet(self) -> None:
+        """Until all subjects are here."""
+        try:
+            self.together.wait()
+        except threading.BrokenBarrierError:
+            raise Abandoned if self.lost else TimeoutError("a subject does not come to the start or the end") from None
+
+    def give_up(self) -> None:
+        """A subject has failed: nobody waits for it."""
+        self.lost = True
+        self.together.abort()
+        for turn in self.turns:
+            turn.release()
 
     def hand_on(self, place: int) -> None:
         """To the next subject."""
@@ -108,13 +129,13 @@ class Subject:
         if step % self.block or step > self.block * self.blocks:
             return
         if step == 0:
-            self.baton.together.wait()
+            self.baton.meet()
         else:
             self.wall.append(time.perf_counter() - self._begun[0])
             self.cpu.append(time.thread_time() - self._begun[1])
             self.baton.hand_on(self.place)
         if step == self.block * self.blocks:
-            self.baton.together.wait()
+            self.baton.meet()
             return
         self.baton.wait(self.place)
         self._begun = time.perf_counter(), time.thread_time()
@@ -217,9 +238,20 @@ def measure(setting: Setting, folder: Path) -> dict[str, Subject]:
     baton = Baton(len(calls))
     subjects = {n: Subject(n, i, baton, setting.block, setting.blocks) for i, n in enumerate(calls)}
     with ThreadPoolExecutor(len(calls)) as pool:
-        for done in [pool.submit(calls[name], subject) for name, subject in subjects.items()]:
-            done.result()
+        running = [pool.submit(_watched, calls[name], subject) for name, subject in subjects.items()]
+    errors = [error for future in running if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, Abandoned)):
+        raise error
     return subjects
+
+
+def _watched(call: Callable[[Subject], None], subject: Subject) -> None:
+    """A subject that fails lets the others end too."""
+    try:
+        call(subject)
+    except BaseException:
+        subject.baton.give_up()
+        raise
 
 
 def ratios(runs: Sequence[dict[str, Subject]], first: str, second: str, clock: str) -> list[float]:

@@ -22,6 +22,14 @@ is the shortest one that trains the same network on the same batches with the sa
 `cpu` is the thread's time on a core, which the limits hold for; `wall` includes waiting for a core.
 """
 
+DATA = """\
+`tools/bench_data.py`: JPEGs that it makes, read from the system's cache by one thread without workers; subjects take
+turns, a pass over all images each, and the medians of the ratios of one turn are compared. `ours` reads, checks, crops,
+mirrors and batches uint8 (training normalises on its device); the others are their usual pipelines; `decoding alone`
+decodes the same files whole, in full resolution, and does nothing else. [Decoding](data_decoding.md) says what scaled
+decoding changes. `cpu` is time on a core, which the limits hold for; `wall` includes waiting for one.
+"""
+
 PRUNING = """\
 `tools/bench_pruning.py`: one global prune, masks included; extra memory is the peak over what was there before the
 call, with what it returns.
@@ -30,13 +38,22 @@ call, with what it returns.
 
 def page(results: Path) -> str:
     """The whole text."""
-    return "\n".join([TOP, *_training(results), *_pruning(results)]) + "\n"
+    return "\n".join([TOP, *_training(results), *_data(results), *_pruning(results)]) + "\n"
 
 
 def _training(results: Path) -> Iterator[str]:
-    path = results / "bench_training.csv"
     yield "## Training\n" + TRAINING
-    yield from _table(path)
+    yield from _table(results / "bench_training.csv")
+    yield from _machine(results / "bench_training.csv")
+
+
+def _data(results: Path) -> Iterator[str]:
+    yield "## Reading and decoding images\n" + DATA
+    yield from _table(results / "bench_data.csv")
+    yield from _machine(results / "bench_data.csv")
+
+
+def _machine(path: Path) -> Iterator[str]:
     machine = path.with_suffix(".machine.txt")
     if machine.is_file():
         yield f"{machine.read_text().strip()}.\n"
