@@ -250,8 +250,9 @@ def _verify(words: list[str]) -> int:
     flags = parser.parse_args(words)
     if not flags.folder:
         raise UserError("data verify needs a folder: lth data verify DIR")
-    print(verify(Path(flags.folder), progress=True, jobs=flags.jobs))
-    return _next(f"lth run CONFIG --data.dir={flags.folder}")
+    found = verify(Path(flags.folder), progress=True, jobs=flags.jobs)
+    print(found)
+    return _next(f"lth run CONFIG --data.name={found.index.name} --data.dir={flags.folder}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -254,6 +254,6 @@ def test_a_rewind_point_of_another_process(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "t" / "rewind")
     shutil.copytree(tmp_path / "other" / "rewind", tmp_path / "t" / "rewind")
     module = foreign.module(PL)
-    with pytest.raises(UserError, match="not the rewind point of .*another process has used"):
+    with pytest.raises(UserError, match=r"not the rewind point of .*another process has used"):
         foreign.fit(PL, tmp_path, [PruningCallback(tmp_path / "t")], lambda: module)
     assert module.seen == []
