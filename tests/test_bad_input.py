@@ -98,7 +98,7 @@ def test_a_bad_config_file_is_named(kind: str, lth: Lth, tmp_path: Path) -> None
 
 
 def test_a_config_that_is_neither_file_nor_shipped(lth: Lth) -> None:
-    assert_told(lth(config="digits"), "'digits'", "choose from: digits_lenet, ")
+    assert_told(lth(config="digits"), "'digits'", "choose from: ", " digits_lenet, ")
 
 
 def test_a_run_folder_that_is_a_file(lth: Lth, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from torchvision.transforms.v2 import functional
 
 from lth_scale.data.streamed import decode, looks
 from lth_scale.data.streamed.decode import Look, eval_image, train_image, train_images
-from lth_scale.data.streamed.looks import Box, central_box, random_box, reduction, scaled_box
+from lth_scale.data.streamed.looks import DRAWS, Box, central_box, random_box, reduction, scaled_box
+from lth_scale.streams import uniforms
 
 CROP = 32
 WHOLE, SCALED = Look(CROP, "resized_crop", False, 0), Look(CROP, "resized_crop", True, 0)
@@ -52,7 +53,7 @@ def seen(data: bytes, look: Look = WHOLE, sample: int = 0, seed: int = 0, noise:
 
 def box_and_flip(data: bytes, sample: int) -> tuple[Box, bool]:
     """The draws of a sample, taken again."""
-    uniform = random.Random(decode.derive(0, "augment", 0, 0, sample)).random
+    uniform = iter(uniforms(DRAWS, 0, "augment", 0, 0, sample)).__next__
     height, width = by_pillow(data).shape[1:]
     return random_box(height, width, uniform), uniform() < 0.5
 
@@ -179,7 +180,7 @@ def test_scaled_decoding_changes_pixels_within_bounds() -> None:
     for data in (encoded(pixels(600, 800)), encoded(pixels(60, 70))):
         for sample in range(8):
             difference = (seen(data, SCALED, sample).int() - seen(data, WHOLE, sample).int()).abs().float()
-            assert 0 < difference.mean() < 3 and difference.max() < 48
+            assert 0 < difference.mean() < 4 and difference.max() < 48
             factors.add(reduction(box_and_flip(data, sample)[0], CROP))
     assert factors >= {1, 4, 8}
 
@@ -224,7 +225,7 @@ def test_every_kind_of_image_is_rgb_as_pillow_makes_it(kind: str, look: Look) ->
     box, flip = box_and_flip(data, 0)
     expected = functional.resized_crop(by_pillow(data), *box, [CROP, CROP], antialias=True)
     difference = (seen(data, look).int() - (expected.flip(2) if flip else expected).int()).abs().float()
-    assert difference.mean() < 3 if look.scaled else difference.max() == 0
+    assert difference.mean() < 4 if look.scaled else difference.max() == 0
 
 
 def test_rotation_noted_in_a_file_is_ignored() -> None:

@@ -170,12 +170,21 @@ class Paced(Experiment):
 
 def experiment(setting: Setting, out: Path, subject: Subject | None = None) -> Paced:
     """A run folder of a setting."""
+    with PARSING:
+        return _established(setting, out, subject)
+
+
+def _established(setting: Setting, out: Path, subject: Subject | None) -> Paced:
     steps = setting.block * setting.blocks + 1
     never = [f"--train.eval_every={10 * steps}it", f"--train.checkpoint_every={10 * steps}it"]
     config = settings.parse([*BASE, *setting.words, *never, f"--train.duration={steps}it", "--run.seeds=0"])
     kind = type("Paced", (Paced,), {"subject": subject, "images": setting.images})
     made: Paced = kind(config, RunPaths(out)).established()
     return made
+
+
+PARSING = threading.Lock()
+"""jsonargparse goes to a config's folder while it reads it, and the folder is the whole process's."""
 
 
 def play(setting: Setting, out: Path, number: int) -> Callable[[Subject], None]:

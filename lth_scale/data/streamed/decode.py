@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from random import Random
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
-from lth_scale.data.streamed.looks import Box, random_box, reduction, scaled_box
-from lth_scale.streams import derive
+from lth_scale.data.streamed.looks import DRAWS, Box, random_box, reduction, scaled_box
+from lth_scale.streams import derive, uniforms
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3], contiguous
 
@@ -85,11 +84,10 @@ def train_images(
     """
     if look.augment == "none":
         return [eval_image(one, look.crop) for one in data]
-    # Seeding numpy's generators takes longer; random() yields the same numbers in every version of Python.
-    uniforms = [Random(derive(seed, "augment", noise, epoch, sample)).random for sample in samples]
+    draws = [iter(uniforms(DRAWS, seed, "augment", noise, epoch, sample)).__next__ for sample in samples]
     sources = [_source(one) for one in data]
-    boxes = [random_box(*source.size, uniform) for source, uniform in zip(sources, uniforms, strict=True)]
-    flips = [uniform() < 0.5 for uniform in uniforms]
+    boxes = [random_box(*source.size, uniform) for source, uniform in zip(sources, draws, strict=True)]
+    flips = [uniform() < 0.5 for uniform in draws]
     parts = [_part(source, box, look) for source, box in zip(sources, boxes, strict=True)]
     images = [_resized(pixels, box, look.crop) for pixels, box in parts]
     images = [image.flip(2) if flip else image for image, flip in zip(images, flips, strict=True)]

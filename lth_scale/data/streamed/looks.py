@@ -9,6 +9,8 @@ from typing import NamedTuple
 AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 TRIES = 10
+DRAWS = 2 * TRIES + 3
+"""Numbers that a box and a mirror need at most: two a try, top, left, and whether to mirror."""
 
 
 class Box(NamedTuple):
