@@ -62,6 +62,7 @@ def test_the_configs_that_were_asked_for_ship() -> None:
     assert set(SHIPPED) >= ASKED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_config_plans_without_its_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -107,6 +108,7 @@ def test_a_header_says_what_to_type_to_expect_and_to_pay(name: str) -> None:
     assert len(said.splitlines()) <= 14 and max(map(len, said.splitlines())) <= 125
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name not in TIMED])
 def test_the_price_in_a_header_is_the_plans(name: str) -> None:
     hours, throughput = price(name)

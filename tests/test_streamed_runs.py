@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from proofs import DONE, assert_same, ended, fork, kill, proof
+from proofs import DONE, assert_same, children, ended, fork, gone, kill, proof
 from streamed_folders import NAME, make_folder
 from tiny_runs import established, play, result, rows, spying, tiny
 from torch.nn import functional
@@ -53,6 +54,7 @@ def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return proof(play(streamed(folder), tmp_path_factory.mktemp("reference")).paths.root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_no_bit(
     workers: int, folder: Path, reference: dict[str, Any], tmp_path: Path
@@ -74,6 +76,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_a_round_stopped_after_any_step_goes_on_with_the_batch_that_would_have_come(
     step: int, folder: Path, reference: dict[str, Any], tmp_path: Path
@@ -104,14 +107,20 @@ def test_a_killed_run_goes_on_bit_identically(folder: Path, reference: dict[str,
     def whole() -> None:
         play(config, tmp_path / "run")
 
+    families = []
     for _ in range(3):
         done = len(list((tmp_path / "run").glob("seed_0/ticket/round_*/checkpoint/step_*/MANIFEST.json")))
         pid = fork(whole)
         while len(list((tmp_path / "run").glob("seed_0/ticket/round_*/checkpoint/step_*/MANIFEST.json"))) == done:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break
+        family = [*children(pid), *(worker for child in children(pid) for worker in children(child))]
         kill(pid)
         ended(pid)
+        while not all(map(gone, family)):
+            time.sleep(0.02)  # the test's own limit ends this if they live on
+        families.append(len(family))
+    assert max(families) >= 4, "the fork server and its tracker, and two workers"
     assert ended(fork(whole)) == DONE
     assert_same(tmp_path / "run", reference)
 
@@ -140,6 +149,7 @@ def test_two_ranks_give_the_bits_of_one_that_accumulates(folder: Path, tmp_path:
     assert weights["one"] == weights["two"] == weights["changed"]
 
 
+@pytest.mark.slow
 def test_without_validation_test_is_on_the_grid_and_nothing_is_chosen(folder: Path, tmp_path: Path) -> None:
     run = play(streamed(folder, run={"seeds": (0, 1)}), tmp_path / "run")
     found = result(run, "ticket", 1)
@@ -151,6 +161,7 @@ def test_without_validation_test_is_on_the_grid_and_nothing_is_chosen(folder: Pa
     assert report.write_report([run.paths.root], tmp_path / "page").is_file()
 
 
+@pytest.mark.slow
 def test_held_out_images_are_validation(folder: Path, tmp_path: Path) -> None:
     run = play(streamed(folder, data={"held_out": 9}, train={"schedule": "constant"}), tmp_path / "run")
     found = result(run, "ticket", 0)
@@ -201,6 +212,7 @@ def test_mixing_is_a_pure_function_of_the_step_and_keeps_the_mass(train: dict[st
     assert first[1].shape == (6, 5) and torch.allclose(first[1].sum(1), torch.ones(6))
 
 
+@pytest.mark.slow
 def test_mixed_rounds_resume_bit_identically_and_differ_from_plain_ones(folder: Path, tmp_path: Path) -> None:
     config = streamed(folder, train={"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}, data={"randaugment": 5})
     whole = play(config, tmp_path / "whole")
@@ -226,6 +238,7 @@ def test_label_smoothing_reaches_the_loss(folder: Path, tmp_path: Path) -> None:
     assert smoothed.count(0.1) == STEPS
 
 
+@pytest.mark.slow
 def test_channels_last_trains_the_same_tickets_to_rounding(folder: Path, tmp_path: Path) -> None:
     plain, last = (
         play(streamed(folder, hardware={"channels_last": flag}), tmp_path / str(flag)) for flag in (False, True)

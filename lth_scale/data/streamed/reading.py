@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
+from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -210,6 +212,21 @@ def _same(served: Any) -> Any:
     return served
 
 
+def _die_with_the_trainer(worker: int) -> None:
+    """End this worker when the process that it serves ends, however that happens.
+
+    Its parent is the fork server, which lives as long as any worker does, so PyTorch's own watch never sees a death.
+    """
+    trainer = parent_process()
+    assert trainer
+
+    def watch() -> None:
+        trainer.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 def _context() -> BaseContext:
     """Workers start from a fresh process: a fork of this one would inherit locks that its other threads hold."""
     context = get_context("forkserver")
@@ -225,6 +242,7 @@ def serve(reader: Reader, keys: Iterable[Key], workers: int) -> Iterator[Served]
         sampler=keys,
         num_workers=workers,
         collate_fn=_same,
+        worker_init_fn=_die_with_the_trainer,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=_context() if workers else None,
         prefetch_factor=PREFETCH if workers else None,
