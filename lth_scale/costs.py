@@ -12,12 +12,11 @@ from lth_scale.checkpoint import State
 from lth_scale.duration import steps
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
+from lth_scale.models import FORWARD_AND_BACKWARD
 from lth_scale.rewinding import Clock
 from lth_scale.tasks import Task
 
 STATES = {"sgd": 1, "nesterov": 1, "adam": 2, "adamw": 2}  # tensors of the optimizer for each parameter
-TRAINING = 3
-"""Forward passes that training on an image takes as long as: the backward pass costs about two."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Cost:
     @property
     def work(self) -> int:
         """In forward passes of one image."""
-        return TRAINING * self.trained + self.evaluated
+        return FORWARD_AND_BACKWARD * self.trained + self.evaluated
 
     def hours(self, throughput: float) -> float:
         """GPU-hours at so many trained images per second and device, whatever the number of devices."""
@@ -56,13 +55,13 @@ class Cost:
 
 
 def _hours(work: int, throughput: float) -> float:
-    return work / TRAINING / throughput / 3600
+    return work / FORWARD_AND_BACKWARD / throughput / 3600
 
 
 def clock_of(experiment: Experiment, task: Task) -> Clock:
     """Which steps a task trains: an arm is a pure function of its sources, so asked with empty states it tells."""
     if task.round == 0:
-        return Clock(0, experiment.total, 0, 0)
+        return Clock.dense(experiment.total)
     arm, draw = split_draw(task.arm)
     start = arms[arm].start(
         Sources(
@@ -114,7 +113,7 @@ def _evaluated(experiment: Experiment, clock: Clock) -> int:
 
     train, known = experiment.config.train, experiment.description
     every = steps(train.eval_every, experiment.steps_per_epoch, "train.eval_every")
-    marks = clock.thirds if train.drops else [clock.stop]
+    marks = clock.marks(train.drops)
     grid = clock.stop // every - clock.start // every
     extra = sum(1 for mark in marks if mark % every)
     at_marks = min(TRAIN_SAMPLES, known.train) + (known.test if known.validation else 0)

@@ -146,9 +146,7 @@ class Experiment:
         """The source state that the task's arm and the run's recipe name, read from disk, and the mask."""
         if task.round == 0:
             mask = Mask.ones({p.name: p.shape for p in self.prunable})
-            return Start(
-                mask, self.initial(self.stream(task.seed, "init")), "initialisation", Clock(0, self.total, 0, 0)
-            )
+            return Start(mask, self.initial(self.stream(task.seed, "init")), "initialisation", Clock.dense(self.total))
         arm, draw = split_draw(task.arm)
         before = self.paths.round(task.seed, "ticket", task.round - 1)
         mask = self.ticket_mask(task)

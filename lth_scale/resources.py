@@ -1,7 +1,8 @@
-"""Finds the files that ship beside the code: in the wheel inside the package, in a clone at its top."""
+"""Finds the files that ship beside the code (in the wheel inside the package, in a clone at its top), and the cache."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -17,3 +18,9 @@ def folder(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(f"{name}/ is neither in {PACKAGE} nor beside it; install lth_scale anew")
+
+
+def cache() -> Path:
+    """What can be made or fetched again: ``$XDG_CACHE_HOME/lth_scale``."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "lth_scale"

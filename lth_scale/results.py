@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lth_scale.training.evaluation import Curves, Measure
 
 SCHEMA = 1
-FORWARD_AND_BACKWARD = 3  # the backward pass costs two forwards
 FLOPS_PER_MAC = 2
 
 
@@ -115,7 +114,7 @@ def _flops(experiment: Experiment, mask: Mask, samples: int) -> dict[str, float]
     model, shape = experiment.model(0), experiment.description.shape
     macs, fixed = models.macs(model, shape), models.macs_fixed(model, shape)
     sparse = sum(count * kept / numel for n, count in macs.items() for kept, numel in [mask.counts()[n]])
-    per_mac = FLOPS_PER_MAC * FORWARD_AND_BACKWARD * samples
+    per_mac = FLOPS_PER_MAC * models.FORWARD_AND_BACKWARD * samples
     return {"dense": per_mac * (sum(macs.values()) + fixed), "sparse": per_mac * (sparse + fixed)}
 
 

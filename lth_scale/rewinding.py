@@ -68,6 +68,15 @@ class Clock:
         """The steps at 1/3 and 2/3 of the dense pass that this round trains, and the end."""
         return [step for step in (round(self.stop / 3), round(2 * self.stop / 3), self.stop) if step > self.start]
 
+    def marks(self, drops: bool) -> list[int]:
+        """Steps at which test is measured, whatever validation says: the end, and the thirds where the rate drops."""
+        return self.thirds if drops else [self.stop]
+
+    @staticmethod
+    def dense(total: int) -> Clock:
+        """Round 0's."""
+        return Clock(0, total, 0, 0)
+
 
 def clock(recipe: Recipe, k: int, total: int, number: int, fresh_noise: bool) -> Clock:
     """The clock of round ``number`` > 0: T - k steps, or all T where the schedule restarts."""

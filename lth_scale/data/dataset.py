@@ -34,6 +34,13 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return images.to(torch.float32).div_(255).sub_(mean_).div_(std_)
 
 
+def evenly(length: int, samples: int | None) -> Tensor:
+    """At most ``samples`` (None: all) of the rows 0..length-1, evenly spread from the first to the last: int64."""
+    if samples is None or samples >= length:
+        return torch.arange(length)
+    return torch.linspace(0, length - 1, samples, dtype=torch.float64).round().long()
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """One split: images uint8 [N, C, H, W] and labels int64 [N], on the CPU, in the order of the shards."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lth_scale import config
+from lth_scale import config, resources
 from lth_scale.data import index as indexing
 from lth_scale.data.dataset import SPLITS, Dataset, Description, Split
 from lth_scale.data.definition import datasets
@@ -24,8 +24,7 @@ from lth_scale.files import load_tensors, remove_folder, save_tensors, sha256_te
 
 def default_dir(name: str) -> Path:
     """Where a data set is looked for when ``data.dir`` is empty: ``$XDG_CACHE_HOME/lth_scale/NAME``."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "lth_scale" / name
+    return resources.cache() / name
 
 
 def folder_of(data: config.Data) -> Path:

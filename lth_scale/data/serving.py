@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sized
 from functools import lru_cache
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from lth_scale import config
 from lth_scale.data.batches import Batches
-from lth_scale.data.dataset import Dataset, Split, SplitName
+from lth_scale.data.dataset import Dataset, Split, SplitName, evenly
 from lth_scale.data.definition import datasets
 from lth_scale.data.streamed.loading import Streamed, StreamedBatches, evaluation
 from lth_scale.data.streamed.order import rank_rows
@@ -76,7 +75,7 @@ def spread(split: Split, samples: int) -> Split:
     """At most ``samples`` images, evenly spread over the split."""
     if len(split.labels) <= samples:
         return split
-    index = torch.linspace(0, len(split.labels) - 1, samples, dtype=torch.float64).round().long()
+    index = evenly(len(split.labels), samples)
     return Split(split.images[index], split.labels[index])
 
 

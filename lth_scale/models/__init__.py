@@ -6,6 +6,7 @@ from lth_scale.models import conv, lenet, resnet_cifar, vgg  # noqa: F401  (each
 from lth_scale.models.base import models as models
 from lth_scale.models.building import build as build
 from lth_scale.models.connectivity import connected as connected
+from lth_scale.models.flops import FORWARD_AND_BACKWARD as FORWARD_AND_BACKWARD
 from lth_scale.models.flops import macs as macs
 from lth_scale.models.flops import macs_fixed as macs_fixed
 from lth_scale.models.parameters import Prunable as Prunable

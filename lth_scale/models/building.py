@@ -12,6 +12,7 @@ from lth_scale import config
 from lth_scale.errors import UserError
 from lth_scale.models.base import Shape, models
 from lth_scale.models.parameters import is_weight
+from lth_scale.streams import torch_seeded
 
 TIMM = "timm:"
 
@@ -30,8 +31,7 @@ def build(model: config.Model, shape: Shape, classes: int, seed: int) -> nn.Modu
         UserError: unknown model, images too small for it, or ``model.width`` or ``model.drop_path`` on a model that
             has none.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seeded(seed):
         network = _construct(model, shape, classes)
     if model.init != "own":
         _initialise(network, model.init, torch.Generator().manual_seed(seed))

@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from lth_scale.models.parameters import ATTENTION_WEIGHTS, CONVOLUTIONS, is_weight, prunable
 
+FORWARD_AND_BACKWARD = 3
+"""Forward passes that training on an image takes as long as: the backward pass costs about two."""
+
 Owners = dict[int, str]
 """id(weight) -> its name; a tied weight's first name, which then owns the multiply-adds of all its uses."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lth_scale.config import Train
-from lth_scale.streams import derive
+from lth_scale.streams import derive, torch_seeded
 
 
 class Mixing:
@@ -28,7 +27,6 @@ class Mixing:
 
     def __call__(self, images: Tensor, labels: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
         """float32 [B, C, H, W] and int64 [B] -> mixed images and float32 [B, classes] targets."""
-        with torch.random.fork_rng(devices=[]):  # the draws are small, and on the CPU
-            torch.manual_seed(derive(self._seed, "mixing", self._noise, step, part))
+        with torch_seeded(derive(self._seed, "mixing", self._noise, step, part)):  # draws are on the CPU
             mixed, targets = self._choice(images, labels)
         return mixed, targets

@@ -79,7 +79,7 @@ class Job:
     @property
     def marks(self) -> list[int]:
         """Steps at which test is measured: the end, and the thirds where the schedule drops."""
-        return self.start.clock.thirds if self.train.drops else [self.start.clock.stop]
+        return self.start.clock.marks(self.train.drops)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lth_scale import resources
 from lth_scale.data.index import Shard
 from lth_scale.data.streamed.faults import BadShard
 from lth_scale.data.streamed.remote import Fetched, opened, unpacked
@@ -27,8 +28,7 @@ ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 def default_folder() -> Path:
     """Where shards are kept when ``data.cache`` is empty: ``$XDG_CACHE_HOME/lth_scale/shards``."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "lth_scale" / "shards"
+    return resources.cache() / "shards"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from lth_scale.data.streamed.looks import DRAWS, Box, random_box, reduction, scaled_box
-from lth_scale.streams import derive, uniforms
+from lth_scale.streams import derive, torch_seeded, uniforms
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3], contiguous
 
@@ -167,8 +167,7 @@ def _resized(pixels: Pixels, box: Box, crop: int) -> Tensor:
 
 def _randaugment(image: Tensor, magnitude: int, seed: int) -> Tensor:
     """torchvision draws from torch's global generator only, which is put back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seeded(seed):
         augmented: Tensor = v2.RandAugment(num_ops=2, magnitude=magnitude)(image)
     return augmented
 

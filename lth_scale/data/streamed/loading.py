@@ -8,12 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lth_scale import config
 from lth_scale.data.batches import accumulation, steps_per_epoch
-from lth_scale.data.dataset import SPLITS, SplitName, normalise
+from lth_scale.data.dataset import SPLITS, SplitName, evenly, normalise
 from lth_scale.data.definition import shuffled
 from lth_scale.data.index import Index
 from lth_scale.data.streamed import samples as tables
@@ -267,10 +266,6 @@ def evaluation(
         rank: this one.
         world: number of ranks.
     """
-    length = dataset.length(split)
-    chosen = np.arange(length, dtype=np.int64)
-    if samples is not None and samples < length:
-        chosen = torch.linspace(0, length - 1, samples, dtype=torch.float64).round().long().numpy()
-    mine = chosen[rank::world]
+    mine = evenly(dataset.length(split), samples).numpy()[rank::world]
     parts = [mine[first : first + EVALUATION_BATCH] for first in range(0, len(mine), EVALUATION_BATCH)]
     return dataset.served(split, EvalView(dataset.data.crop), [Key(0, part) for part in parts])
