@@ -282,6 +282,7 @@ def test_any_part_of_a_run_can_be_reported(small: Path, keep: str, headline: str
     report.picture(small, small / "out" / "picture.png")
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_at_equal_density(small: Path, tmp_path: Path) -> None:
     other = synthetic.write_run(tmp_path / "digits", synthetic.config(rounds=2, seeds=range(2), arms=("ticket",)))
     page = report.write_report([other, small], tmp_path / "both")

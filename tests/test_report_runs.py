@@ -74,6 +74,7 @@ def test_damaged_things_are_named(run: Path, tmp_path: Path) -> None:
         open_run(copy).theta(0)
 
 
+@pytest.mark.slow
 def test_notebook_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTH_RUN", str(run))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own backend shows figures
