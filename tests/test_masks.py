@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from lth_scale.errors import UserError
-from lth_scale.masks import Mask
+from lth_scale.files import sha256_file
+from lth_scale.masks import Bits, Mask
 
 SHAPES = {"conv.weight": (4, 3, 3, 3), "fc.weight": (5, 7), "out.weight": (1, 3)}
 
@@ -34,6 +38,23 @@ def test_counts_and_density() -> None:
     mask = Mask({"a": torch.tensor([True, False, True]), "b": torch.tensor([[False], [True]])})
     assert mask.counts() == {"a": (2, 3), "b": (1, 2)}
     assert mask.kept == 3 and mask.density == 3 / 5
+
+
+def test_a_mask_is_a_copy() -> None:
+    kept = torch.ones(20, dtype=torch.bool)
+    mask = Mask({"a": kept})
+    kept[3] = False
+    mask["a"][4] = False
+    assert mask.kept == 20 and bool(mask["a"].all())
+
+
+def test_ranges_share_the_bits_of_the_whole() -> None:
+    mask = random_mask()
+    flat = mask["conv.weight"].flatten().numpy()
+    for start, stop in ((0, 108), (13, 30), (50, 50)):
+        assert mask.range("conv.weight", start, stop)[:].tolist() == flat[start:stop].tolist()
+    with pytest.raises(AssertionError, match="beyond"):
+        mask.range("conv.weight", 100, 109)
 
 
 def test_only_bools() -> None:
@@ -63,6 +84,57 @@ def test_equal_masks_give_equal_bytes(tmp_path: Path) -> None:
         Mask({name: mask[name].clone() for name in sorted(mask, reverse=bool(number % 2))}).save(tmp_path / "m")
         written.add((tmp_path / "m").read_bytes())
     assert len(written) == 1
+
+
+ODD = {"out.weight": (1, 3), "conv.weight": (4, 3, 3, 3), 'na"m\u00e9\n\x01': (2, 0, 3), "scalar": ()}
+
+
+def test_the_format_stays(tmp_path: Path) -> None:
+    """The bytes and the hash that were frozen when the format was."""
+    mask = Mask({name: (torch.arange(math.prod(shape)) * 7 % 5 < 2).reshape(shape) for name, shape in ODD.items()})
+    mask.save(tmp_path / "m")
+    assert sha256_file(tmp_path / "m") == "6574e383653d9b369c478d521939d0040ef39365515fd8cd13aeb9180ebaed07"
+    assert (
+        mask.sha256()
+        == Mask.load(tmp_path / "m").sha256()
+        == "d18fbc7ec783e830a84406ead072815521e93e32ef488c1272b32e5c4bd7ec2f"
+    )
+
+
+@given(mask=masks)
+def test_the_bytes_are_the_librarys(mask: Mask, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "library.safetensors"
+    mask.save(path)
+    with safe_open(path, framework="pt") as stream:
+        assert path.read_bytes() == save(load_file(path), stream.metadata())
+
+
+def test_loading_maps_the_file(tmp_path: Path) -> None:
+    """A mapped mask outlives the replacement of its file, and cannot be written to."""
+    random_mask().save(tmp_path / "m")
+    mask = Mask.load(tmp_path / "m")
+    bits = mask.range("fc.weight", 0, 35)
+    assert isinstance(bits.data.base.base, np.memmap) and not bits.data.flags.writeable
+    random_mask(1).save(tmp_path / "m")
+    assert mask == random_mask() and Mask.load(tmp_path / "m") == random_mask(1)
+
+
+def test_nothing_unpacks_a_whole_mask(tmp_path: Path) -> None:
+    size = 80_000_000
+    first, second = (Mask.of({"a": (size,)}, {"a": Bits.ones(size)}) for _ in range(2))
+    tracemalloc.start()
+    try:
+        first.save(tmp_path / "m")
+        loaded = Mask.load(tmp_path / "m")
+        assert loaded == first and loaded.within(first) and loaded.kept == second.kept == size
+        assert loaded.sha256() == second.sha256()
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < size // 8, "not even its bits are copied"
+        assert bool(loaded["a"].all()) and tracemalloc.get_traced_memory()[1] >= size, (
+            "whoever asks for bools gets them"
+        )
+    finally:
+        tracemalloc.stop()
 
 
 def test_one_bit_a_weight(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from lth_scale.config import Prune
 from lth_scale.errors import UserError
+from lth_scale.masks import Bits
 from lth_scale.pruning import Shard, candidates, masking, next_masks, threshold
 from lth_scale.pruning.ranks import Counts, Ranks
 
@@ -34,27 +36,33 @@ def values(kind: str) -> list[torch.Tensor]:
         "constant": lambda w: torch.full_like(w, -0.5),
         "80 % zero": lambda w: w * (w.abs() > 1.3 * w.abs().median()),
         "denormal": lambda w: w * 1e-40,
+        "zeros of both signs": lambda w: torch.zeros_like(w).copysign(w),
         "heavy": lambda w: w.mul(9).exp(),
     }[kind]
     return [shape(weights) for weights in normal]
 
 
-KINDS_OF_VALUES = ["normal", "ties", "constant", "80 % zero", "denormal", "heavy"]
+KINDS_OF_VALUES = ["normal", "ties", "constant", "80 % zero", "denormal", "zeros of both signs", "heavy"]
 
 
 def masks_of_round(kind: str, config: Prune, number: int) -> list[torch.Tensor]:
     """The mask of the whole after some rounds; all ones for 0."""
     kept = [torch.ones(size, dtype=torch.bool) for size in SIZES]
     for _ in range(number):
-        kept = list(next_masks(part(kind, kept, 0, [(0, size) for size in SIZES]), config).values())
+        kept = list(pruned(part(kind, kept, [(0, size) for size in SIZES]), config).values())
     return kept
 
 
-def part(kind: str, kept: Sequence[torch.Tensor], rank: int, ranges: Sequence[tuple[int, int]]) -> list[Shard]:
-    """One process's shards, given its range of each tensor."""
+def pruned(shards: Sequence[Shard], config: Prune, group: dist.ProcessGroup | None = None) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(bits[:]) for name, bits in next_masks(shards, config, group).items()}
+
+
+def part(kind: str, kept: Sequence[torch.Tensor], ranges: Sequence[tuple[int, int]]) -> list[Shard]:
+    """One process's shards, given its range of each tensor; the mask's bits are a range of the whole mask's."""
+    masks = [Bits.pack(mask.numpy()) for mask in kept]
     return [
-        Shard(f"t{index}", weights[first:last].clone(), first, len(weights), mask[first:last], "fc")
-        for index, (weights, mask, (first, last)) in enumerate(zip(values(kind), kept, ranges, strict=True))
+        Shard(f"t{index}", weights[first:last].clone(), first, len(weights), mask.range(first, last), "fc")
+        for index, (weights, mask, (first, last)) in enumerate(zip(values(kind), masks, ranges, strict=True))
     ]
 
 
@@ -98,7 +106,7 @@ def _small_blocks() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threshold, "SMALL", 512)
         patch.setattr(threshold, "SAMPLE", (300, 1000))
-        patch.setattr(candidates, "BLOCK", 500)
+        patch.setattr(candidates, "BLOCK", 504)
         yield
 
 
@@ -107,7 +115,7 @@ def in_threads(kind: str, config: Prune, kept: list[torch.Tensor], cuts: list[li
 
     def work(rank: int) -> dict[str, torch.Tensor]:
         try:
-            return next_masks(part(kind, kept, rank, ranges(cuts, rank)), config, Threads(rank, board, barrier))
+            return pruned(part(kind, kept, ranges(cuts, rank)), config, Threads(rank, board, barrier))
         except BaseException:
             barrier.abort()
             raise
@@ -135,41 +143,98 @@ def test_any_split_gives_the_mask_of_the_whole(
     assert all(torch.equal(joined(parts, f"t{index}"), mask) for index, mask in enumerate(whole))
 
 
-CUTS = {2: [[1_000], [7], [0], [1]], 3: [[10, 2_900], [3, 3], [0, 1_200], [0, 0]]}
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_more_weights_send_no_more(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process hands as much to the sums for ten times the weights."""
+    handed: list[list[int]] = [[], [], []]
+    send = Threads.sum
+
+    def counted(ranks: Threads, counts: Counts) -> Counts:
+        handed[ranks.rank].append(8 * counts.size)
+        return send(ranks, counts)
+
+    monkeypatch.setattr(Threads, "sum", counted)
+    totals = []
+    for scale in (1, 10):
+        monkeypatch.setattr(sys.modules[__name__], "SIZES", (3_000 * scale, 900 * scale))
+        kept = masks_of_round("normal", Prune(), 0)
+        in_threads("normal", Prune(scope=scope), kept, [[400, 401], [5, 900]], 3)
+        totals.append([sum(sizes) for sizes in handed])
+        assert all(8 * 3 * 4096 < total < 8 * (2 * 3 * 4096 + 50) for total in totals[-1])
+        for sizes in handed:
+            sizes.clear()
+    assert totals[0] == totals[1]
+
+
+CUTS = {
+    2: [[1_000], [7], [0], [1]],
+    3: [[10, 2_900], [3, 3], [0, 1_200], [0, 0]],
+    4: [[999, 1_001, 2_003], [1, 2, 3], [401, 401, 1_200], [0, 1, 1]],
+}
+CASES = [(kind, CONFIGS[(turn + half) % 4], half) for turn, kind in enumerate(KINDS_OF_VALUES) for half in (0, 1)]
 
 
 def _work(rank: int, world: int, folder: str) -> None:
     """One real process: every kind of values and config on shards; then what must be refused."""
     torch.set_num_threads(1)
-    threshold.SMALL, threshold.SAMPLE, candidates.BLOCK = 512, (300, 1000), 500
+    threshold.SMALL, threshold.SAMPLE, candidates.BLOCK = 512, (300, 1000), 504
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
-        out = {}
-        for kind in KINDS_OF_VALUES:
-            for index, config in enumerate(CONFIGS):
-                kept = masks_of_round(kind, config, index % 2)
-                out[kind, index] = next_masks(
-                    part(kind, kept, rank, ranges(CUTS[world], rank)), config, dist.group.WORLD
-                )
-        torch.save(
-            {f"{k}|{i}|{name}": m for (k, i), masks in out.items() for name, m in masks.items()}, f"{folder}/{rank}"
-        )
+        for case in CASES:
+            _check(case, ranges(CUTS[world], rank), dist.group.WORLD)
         _refusals(rank, world)
+        if world == 4:
+            _replicas(rank)
     finally:
         dist.destroy_process_group()
 
 
+def _check(case: tuple[str, Prune, int], mine: Sequence[tuple[int, int]], group: dist.ProcessGroup) -> None:
+    """The mask over the group is this process's part of the mask of the whole."""
+    kind, config, number = case
+    found = pruned(part(kind, masks_of_round(kind, config, number), mine), config, group)
+    for (name, mask), whole, (first, last) in zip(
+        found.items(), masks_of_round(kind, config, number + 1), mine, strict=True
+    ):
+        assert torch.equal(mask, whole[first:last]), (*case, name)
+
+
+class OverTheWorld(Ranks):
+    """What must not be: how many go is decided in the group, where they end by all processes, replicas too."""
+
+    def sum(self, counts: Counts) -> Counts:
+        census = counts.ndim == 2
+        return super().sum(counts) if census else Ranks(dist.group.WORLD, self.device).sum(counts)
+
+
+def _replicas(rank: int) -> None:
+    """Two replicas of two processes each, as in HSDP; then the same with the sums over the world."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    mine, group = ranges(CUTS[2], rank % 2), groups[rank // 2]
+    for case in CASES:
+        _check(case, mine, group)
+    with pytest.raises(AssertionError, match="6000 of 3000"):
+        _check(CASES[0], mine, dist.group.WORLD)
+    masking.Ranks = OverTheWorld
+    for config in CONFIGS[:2]:
+        kept = masks_of_round("normal", config, 0)
+        removed = [int((~mask).sum()) for mask in pruned(part("normal", kept, mine), config, group).values()]
+        total = torch.tensor(removed).sum()
+        dist.all_reduce(total, group=group)
+        assert abs(int(total) - 0.15 * sum(SIZES)) <= len(SIZES), "half of the 30 % asked for"
+
+
 def _refusals(rank: int, world: int) -> None:
     kept = masks_of_round("normal", CONFIGS[0], 0)
-    whole = part("normal", kept, rank, [(0, size) for size in SIZES])
-    alone = next_masks(whole, CONFIGS[0])
+    whole = part("normal", kept, [(0, size) for size in SIZES])
+    alone = pruned(whole, CONFIGS[0])
     assert all(
         torch.equal(mask, after)
         for mask, after in zip(masks_of_round("normal", CONFIGS[0], 1), alone.values(), strict=True)
     )
     with pytest.raises(AssertionError, match=f"{world * 3000} of 3000"):
         next_masks(whole, CONFIGS[0], dist.group.WORLD)
-    mine = part("normal", kept, rank, ranges(CUTS[world], rank))
+    mine = part("normal", kept, ranges(CUTS[world], rank))
     if rank == 1:
         mine[0].weights[0] = math.nan
     with pytest.raises(UserError, match="t0 holds NaN"):
@@ -179,10 +244,8 @@ def _refusals(rank: int, world: int) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", CUTS)
 def test_real_processes(world: int, tmp_path: Path) -> None:
-    """Also: a group whose processes each hold everything is refused (no replica counts twice), and NaN on all ranks."""
+    """Also: a group whose processes each hold everything is refused (no replica counts twice), and NaN on all ranks.
+
+    Four are then two replicas of two as well.
+    """
     mp.spawn(_work, (world, str(tmp_path)), nprocs=world)
-    parts = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(world)]
-    for kind in KINDS_OF_VALUES:
-        for index, config in enumerate(CONFIGS):
-            for tensor, mask in enumerate(masks_of_round(kind, config, index % 2 + 1)):
-                assert torch.equal(joined(parts, f"{kind}|{index}|t{tensor}"), mask), (kind, config, tensor)

@@ -16,7 +16,7 @@ from lth_scale.pruning.shard import Shard
 Keys = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
-BLOCK = 1 << 17  # weights per step: scores and comparisons stay in the L2 cache
+BLOCK = 1 << 17  # weights per step, whole bytes of a mask: scores and comparisons stay in the L2 cache
 INFINITY = 0x7F800000  # key of +inf, the largest that is not a NaN
 
 
@@ -44,7 +44,7 @@ class Candidates:
         for first in range(0, len(shard), BLOCK):
             where = slice(first, min(first + BLOCK, len(shard)))
             piece = shard.piece(where)
-            yield where, self.keys(piece), flags(piece)
+            yield where, self.keys(piece), None if piece.kept is None else piece.kept[:]
 
     def survivors(self) -> Iterator[Keys]:
         """Keys of the surviving weights, block by block."""
@@ -52,15 +52,9 @@ class Candidates:
             yield from (keys if kept is None else keys[kept] for _, keys, kept in self.blocks(shard))
 
 
-def flags(shard: Shard) -> Bools | None:
-    """The current mask as an array."""
-    return None if shard.kept is None else shard.kept.cpu().numpy()
-
-
 def alive(shard: Shard) -> int:
     """How many weights of the shard survive."""
-    kept = flags(shard)
-    return len(shard) if kept is None else int(np.count_nonzero(kept))
+    return len(shard) if shard.kept is None else shard.kept.count()
 
 
 def has_nan(keys: Keys) -> bool:

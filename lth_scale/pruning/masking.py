@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch.distributed import ProcessGroup
 
+from lth_scale.bits import Bytes
 from lth_scale.config import Prune
 from lth_scale.errors import UserError
+from lth_scale.masks import Bits
 from lth_scale.pruning.candidates import Bools, Candidates, Keys, alive, has_nan
 from lth_scale.pruning.criteria import criteria
 from lth_scale.pruning.planning import removal
 from lth_scale.pruning.ranks import Counts, Ranks
 from lth_scale.pruning.scopes import pools
 from lth_scale.pruning.shard import Shard
-from lth_scale.pruning.threshold import Sifted, Threshold, bracket, find, sift
+from lth_scale.pruning.threshold import Sifted, Threshold, bracket, find, packed, sift
 
 
-def next_masks(shards: Sequence[Shard], config: Prune, group: ProcessGroup | None = None) -> dict[str, torch.Tensor]:
+def next_masks(shards: Sequence[Shard], config: Prune, group: ProcessGroup | None = None) -> dict[str, Bits]:
     """Remove the lowest-scored survivors (Frankle & Carbin 2019, section 1, step 3).
 
     The order is (score, index), the index running over the tensors as given and the weights in them, so ties are
@@ -34,7 +36,7 @@ def next_masks(shards: Sequence[Shard], config: Prune, group: ProcessGroup | Non
         group: the processes that share one copy of the tensors; None if each holds them whole, as the ranks of DDP do.
 
     Returns:
-        Name -> bool [n], the next mask on each shard's range and device, within the current one; memory of its own.
+        Name -> n bits, the next mask on each shard's range, within the current one.
 
     Raises:
         UserError: NaN weights (named; infinite ones are the largest), an unknown criterion or scope, or rates that the
@@ -46,11 +48,11 @@ def next_masks(shards: Sequence[Shard], config: Prune, group: ProcessGroup | Non
     groups = pools([shard.kind for shard in shards], config)
     survivors = _census(everything)
     floors = np.minimum(survivors, config.min_per_layer)
-    masks: dict[str, torch.Tensor] = {}
+    masks: dict[str, Bits] = {}
     for pool in groups:
         members = list(pool.members)
         k = removal(pool.rate, int(survivors[members].sum()), int(floors[members].sum()))
-        masks |= _prune(everything, members, k, survivors - floors)
+        masks |= _prune(everything, members, k, survivors, floors)
     pooled = {member for pool in groups for member in pool.members}
     masks |= _unchanged(everything, [index for index in range(len(shards)) if index not in pooled])
     return {shard.name: masks[shard.name] for shard in shards}
@@ -71,14 +73,11 @@ def _subset(pool: Candidates, members: Sequence[int]) -> Candidates:
     return replace(pool, shards=[pool.shards[member] for member in members])
 
 
-def _unchanged(everything: Candidates, members: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The members' current masks, in memory of their own."""
+def _unchanged(everything: Candidates, members: Sequence[int]) -> dict[str, Bits]:
+    """The members' current masks."""
     pool = _subset(everything, members)
     _refuse_nan(pool, [any(has_nan(keys) for _, keys, _ in pool.blocks(shard)) for shard in pool.shards])
-    return {
-        shard.name: torch.ones_like(shard.weights, dtype=torch.bool) if shard.kept is None else shard.kept.clone()
-        for shard in pool.shards
-    }
+    return {shard.name: Bits.ones(len(shard)) if shard.kept is None else shard.kept for shard in pool.shards}
 
 
 def _refuse_nan(pool: Candidates, found: Iterable[bool]) -> None:
@@ -88,8 +87,8 @@ def _refuse_nan(pool: Candidates, found: Iterable[bool]) -> None:
             raise UserError(f"{shard.name} holds NaN weights, which have no rank: training diverged; lower train.lr")
 
 
-def _prune(everything: Candidates, members: list[int], k: int, removable: Counts) -> dict[str, torch.Tensor]:
-    """Masks of the members after removing k weights in all, from tensor t at most removable[t].
+def _prune(everything: Candidates, members: list[int], k: int, survivors: Counts, floors: Counts) -> dict[str, Bits]:
+    """Masks of the members after removing k weights in all, leaving tensor t at least floors[t] of survivors[t].
 
     Letting all compete and then clamping the tensors that lost too much is exact: with them out the threshold only
     rises, so a clamped tensor stays clamped.
@@ -97,20 +96,21 @@ def _prune(everything: Candidates, members: list[int], k: int, removable: Counts
     if k == 0:
         return _unchanged(everything, members)
     pool = _subset(everything, members)
-    edges = bracket(pool, k)
+    edges = bracket(pool, int(survivors[members].sum()), k)
     parts = [sift(pool, shard, *edges) for shard in pool.shards]
     _refuse_nan(pool, (part.nan for part in parts))
     found = find(pool, parts, edges, k)
     quotas = _quotas(pool, found, k)
     removed = pool.ranks.sum(found.less + quotas)
+    removable = survivors - floors
     over = [member for member, count in zip(members, removed, strict=True) if count > removable[member]]
     if not over:
         return _finish(pool, parts, found, quotas)
     del parts
     rest = [member for member in members if member not in over]
-    masks = _prune(everything, rest, k - int(removable[over].sum()), removable)
+    masks = _prune(everything, rest, k - int(removable[over].sum()), survivors, floors)
     for member in over:
-        masks |= _prune(everything, [member], int(removable[member]), removable)
+        masks |= _prune(everything, [member], int(removable[member]), survivors, floors)
     return masks
 
 
@@ -131,15 +131,15 @@ def _quotas(pool: Candidates, found: Threshold, k: int) -> Counts:
     return quotas
 
 
-def _finish(pool: Candidates, parts: Sequence[Sifted], found: Threshold, quotas: Counts) -> dict[str, torch.Tensor]:
+def _finish(pool: Candidates, parts: Sequence[Sifted], found: Threshold, quotas: Counts) -> dict[str, Bits]:
     """The next masks, from the sifted ones where those suffice."""
     for shard, part, quota in zip(pool.shards, parts, quotas, strict=True):
         if found.inside:
-            stay = _above(part.keys, found.key, int(quota))
-            part.mask.numpy()[part.places[stay]] = True
+            stay = part.places[_above(part.keys, found.key, int(quota))]
+            np.bitwise_or.at(part.mask, stay >> 3, np.uint8(1) << (stay & 7).astype(np.uint8))
         else:
             _cut(pool, shard, found.key, int(quota), part.mask)
-    return {shard.name: part.mask.to(shard.weights.device) for shard, part in zip(pool.shards, parts, strict=True)}
+    return {shard.name: Bits(part.mask, 0, len(shard)) for shard, part in zip(pool.shards, parts, strict=True)}
 
 
 def _above(keys: Keys, key: int, quota: int) -> Bools:
@@ -149,12 +149,11 @@ def _above(keys: Keys, key: int, quota: int) -> Bools:
     return stay
 
 
-def _cut(pool: Candidates, shard: Shard, key: int, quota: int, mask: torch.Tensor) -> None:
+def _cut(pool: Candidates, shard: Shard, key: int, quota: int, mask: Bytes) -> None:
     """Write one shard's next mask in a pass of its own, for a threshold that sifting missed."""
-    out = mask.numpy()
     for where, keys, kept in pool.blocks(shard):
-        chosen = np.arange(len(keys)) if kept is None else np.flatnonzero(kept)
-        stay = _above(keys[chosen], key, quota)
+        stay = np.ones(len(keys), np.bool_) if kept is None else kept
+        chosen = np.flatnonzero(stay)
+        stay[chosen] = _above(keys[chosen], key, quota)
         quota -= min(quota, int(np.count_nonzero(keys[chosen] == key)))
-        out[where] = False
-        out[where][chosen] = stay
+        mask[packed(where)] = np.packbits(stay, bitorder="little")

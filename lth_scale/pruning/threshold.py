@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from lth_scale.pruning.candidates import INFINITY, Bools, Candidates, Keys, alive, flags, has_nan
+from lth_scale.bits import Bytes, size_in_bytes
+from lth_scale.pruning.candidates import BLOCK, INFINITY, Bools, Candidates, Keys, has_nan
 from lth_scale.pruning.ranks import Counts, Ranks
 from lth_scale.pruning.shard import Shard
+
+Places = npt.NDArray[np.integer]
 
 SMALL = 1 << 15  # a pool up to this size is its own sample
 SAMPLE = 1 << 13, 1 << 20  # weights looked at: at least, at most
@@ -29,16 +33,16 @@ class Sifted:
     """One shard after the pass.
 
     Args:
-        mask: bool [n], the next mask but for the candidates, which are False in it.
+        mask: n bits in uint8, the next mask but for the candidates, which are False in it.
         below: survivors that surely go.
-        places: int32 [m], where in the shard the candidates are, ascending.
+        places: int [m], where in the shard the candidates are, ascending.
         keys: int32 [m], theirs.
         nan: whether a NaN was seen.
     """
 
-    mask: torch.Tensor
+    mask: Bytes
     below: int
-    places: Keys
+    places: Places
     keys: Keys
     nan: bool
 
@@ -66,9 +70,11 @@ def kth(pieces: Callable[[], Iterable[Keys]], k: int, ranks: Ranks) -> int:
     for bits in (11, 10, 10):
         shift = known - bits
         counts = np.zeros(1 << bits, np.int64)
-        for keys in pieces():
-            keys = keys if known == 31 else keys[(keys >> known) == prefix]
-            counts += np.bincount((keys >> shift) & ((1 << bits) - 1), minlength=1 << bits)
+        for whole in pieces():
+            for first in range(0, len(whole), BLOCK):
+                keys = whole[first : first + BLOCK]
+                keys = keys if known == 31 else keys[(keys >> known) == prefix]
+                counts += np.bincount((keys >> shift) & ((1 << bits) - 1), minlength=1 << bits)
         running = np.cumsum(ranks.sum(counts))
         digit = int(np.searchsorted(running, k))
         k -= int(running[digit - 1]) if digit else 0
@@ -76,10 +82,9 @@ def kth(pieces: Callable[[], Iterable[Keys]], k: int, ranks: Ranks) -> int:
     return prefix
 
 
-def bracket(pool: Candidates, k: int) -> tuple[int, int]:
+def bracket(pool: Candidates, survivors: int, k: int) -> tuple[int, int]:
     """Two keys, the same on all processes, between which (or on which) the k-th smallest almost surely lies."""
-    held = np.array([sum(map(len, pool.shards)), sum(map(alive, pool.shards))])
-    total, survivors = map(int, pool.ranks.sum(held))
+    total = sum(shard.numel for shard in pool.shards)
     if total <= SMALL:
         return BELOW, ABOVE
     stride = max(1, total // min(max(total // 512, SAMPLE[0]), SAMPLE[1]))
@@ -101,35 +106,39 @@ def _sample(pool: Candidates, shard: Shard, stride: int) -> Keys:
     starts = np.arange(0, len(shard) - stride + 1, stride)
     places = torch.from_numpy(starts + np.random.default_rng(0).integers(0, stride, len(starts)))
     part = shard.pick(places.to(shard.weights.device))
-    keys, kept = pool.keys(part), flags(part)
-    return keys if kept is None else keys[kept]
+    return pool.keys(part) if part.kept is None else pool.keys(part)[part.kept[:]]
 
 
 def sift(pool: Candidates, shard: Shard, low: int, high: int) -> Sifted:
     """One pass over a shard: survivors up to ``low`` go, those from ``high`` stay, those in between are candidates."""
-    out, below, nan = np.empty(len(shard), np.bool_), 0, False  # numpy asks for huge pages: far fewer page faults
-    places, between = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    out, below, nan = np.empty(size_in_bytes(len(shard)), np.uint8), 0, False
+    number = np.int32 if len(shard) < 1 << 31 else np.int64
+    places, between = [np.zeros(0, number)], [np.zeros(0, np.int32)]
     for where, keys, kept in pool.blocks(shard):
-        under, inside = _split(keys, kept, low, high, out[where])
+        under, inside, above = _split(keys, kept, low, high)
+        out[packed(where)] = np.packbits(above, bitorder="little")
         below += int(np.count_nonzero(under))
         nan |= has_nan(keys)
         inside ^= under
         found = np.flatnonzero(inside)
         between.append(keys[found])
-        places.append((found + where.start).astype(np.int32))
-    return Sifted(torch.from_numpy(out), below, np.concatenate(places), np.concatenate(between), nan)
+        places.append((found + where.start).astype(number))
+    return Sifted(out, below, np.concatenate(places), np.concatenate(between), nan)
 
 
-def _split(keys: Keys, kept: Bools | None, low: int, high: int, above: Bools) -> tuple[Bools, Bools]:
-    """(Survivors <= low, survivors < high); those >= high are written to ``above``."""
+def packed(block: slice) -> slice:
+    """Where in a shard's packed mask a block of it lies."""
+    return slice(block.start // 8, size_in_bytes(block.stop))
+
+
+def _split(keys: Keys, kept: Bools | None, low: int, high: int) -> tuple[Bools, Bools, Bools]:
+    """(Survivors <= low, survivors < high, survivors >= high)."""
     under, inside = keys <= low, keys < high
     if kept is None:
-        np.logical_not(inside, out=above)
-    else:
-        under &= kept
-        inside &= kept
-        np.logical_xor(kept, inside, out=above)
-    return under, inside
+        return under, inside, ~inside
+    under &= kept
+    inside &= kept
+    return under, inside, kept ^ inside
 
 
 def find(pool: Candidates, parts: Sequence[Sifted], edges: tuple[int, int], k: int) -> Threshold:
