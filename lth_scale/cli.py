@@ -62,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _left_to_the_launcher(error: UserError) -> bool:
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # torch is slow to import
-        return False
     from lth_scale import ranks
 
     return ranks.record(error)
@@ -85,10 +83,8 @@ def _run(words: list[str]) -> int:
     chosen = tasks.select(experiment.tasks, flags.only or [])
     if flags.plan:
         return _plan(experiment, flags.throughput)
-    from torch.distributed import is_torchelastic_launched
-
-    if experiment.world > 1 and not is_torchelastic_launched():
-        return _torchrun(experiment, ["run", *words])
+    if experiment.world > 1 and not _launched():
+        return _start(experiment, ["run", *words])
     return _train(experiment.established(), chosen, flags.jobs)
 
 
@@ -124,20 +120,27 @@ def _plan(experiment: Experiment, throughput: float | None) -> int:
     return _next("the same command without --plan")
 
 
-def _torchrun(experiment: Experiment, words: Sequence[str]) -> int:
+def _launched() -> bool:
+    from lth_scale import ranks
+
+    return ranks.launched()
+
+
+def _start(experiment: Experiment, words: Sequence[str]) -> int:
     """Several devices: ranks, which come back here, launched."""
     from lth_scale import ranks
 
     if experiment.config.hardware.nodes > 1:
-        raise UserError("hardware.nodes > 1 needs a launcher on every node: torchrun --nnodes=... -m lth_scale run ...")
+        raise UserError(
+            "hardware.nodes > 1 needs a launcher on every node: srun lth run ..., or torchrun --nnodes=... -m lth_scale "
+            "run ..."
+        )
     return ranks.start(words, experiment.config.hardware.devices, experiment.config.hardware.threads)
 
 
 def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> int:
-    from torch.distributed import is_torchelastic_launched
-
     job = os.environ.get("SLURM_JOB_ID", "none")
-    if is_torchelastic_launched():
+    if experiment.world > 1:
         from lth_scale import ranks
 
         if ranks.train(experiment, chosen, job):

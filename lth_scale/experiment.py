@@ -16,7 +16,7 @@ from torch import nn
 from lth_scale import checkpoint, data, files, models, pruning, settings
 from lth_scale import tasks as graph
 from lth_scale.arms import Sources, Start, arms, split_draw
-from lth_scale.checkpoint import State
+from lth_scale.checkpoint import State, Stored
 from lth_scale.config import Config
 from lth_scale.duration import steps
 from lth_scale.errors import UserError
@@ -66,10 +66,28 @@ class Experiment:
         self.recipe, self.tasks, self.plan  # noqa: B018
         data.accumulation(self.config.train.batch_size, self.config.train.micro_batch, self.world)
         data.check(self.config.data, self.config.train.batch_size, self.world)
+        self._check_parts()
         if not self.description.validation and not self.config.train.drops:
             raise UserError(
                 f"data.held_out=0 leaves {self.config.data.name} no validation images, by which the early-stopping "
                 "iteration of train.schedule='constant' is found; hold some out, or choose multistep or cosine"
+            )
+
+    def _check_parts(self) -> None:
+        """What two sections must agree on."""
+        config = self.config
+        if config.prune.weights == "ema" and not config.train.ema:
+            raise UserError("prune.weights='ema' is not valid without averages; set train.ema, or choose raw")
+        if config.train.ema and models.has_batchnorm(self.model(0)):
+            raise UserError(
+                f"train.ema={config.train.ema} is not valid with {config.model.name}: running statistics of BatchNorm "
+                "belong to the weights, not to their averages; choose 0, or a model without BatchNorm"
+            )
+        cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+        if config.train.sync_batchnorm and cpu:
+            raise UserError(
+                "train.sync_batchnorm=True is not valid on a CPU: torch synchronises batch statistics on GPUs only; "
+                "choose false, which averages the running statistics before every evaluation and checkpoint"
             )
 
     @property
@@ -143,10 +161,11 @@ class Experiment:
         return State(weights, {name: b.clone() for name, b in model.named_buffers()})
 
     def start(self, task: Task) -> Start:
-        """The source state that the task's arm and the run's recipe name, read from disk, and the mask."""
+        """The source state that the task's arm and the run's recipe name, on disk, and the mask. All ranks call it."""
         if task.round == 0:
             mask = Mask.ones({p.name: p.shape for p in self.prunable})
             return Start(mask, self.initial(self.stream(task.seed, "init")), "initialisation", Clock.dense(self.total))
+        self._require_theta_k(task.seed)
         arm, draw = split_draw(task.arm)
         before = self.paths.round(task.seed, "ticket", task.round - 1)
         mask = self.ticket_mask(task)
@@ -156,7 +175,7 @@ class Experiment:
                 draw=draw,
                 mask_seed=self.stream(task.seed, "mask"),
                 mask=mask,
-                theta_k=lambda: self.theta_k(task.seed),
+                theta_k=lambda: Stored.open(self.paths.rewind(task.seed, self.k)),
                 theta_T=lambda: _final(before),
                 initial=self.initial,
                 recipe=self.recipe,
@@ -165,10 +184,10 @@ class Experiment:
             )
         )
 
-    def theta_k(self, seed: int) -> State:
-        """The dense pass at the rewind point; raises UserError when it is missing or damaged."""
+    def _require_theta_k(self, seed: int) -> None:
+        """All ranks share the reading. Raises UserError when the rewind point is missing or damaged."""
         try:
-            return checkpoint.load_state(self.paths.rewind(seed, self.k))
+            checkpoint.opened(self.paths.rewind(seed, self.k))
         except UserError as error:
             dense = self.paths.round(seed, "ticket", 0).result
             raise UserError(f"{error}; remove {dense} too, then the same command makes it anew") from None
@@ -214,7 +233,7 @@ def _same_micro_batch(run: Experiment, there: int) -> Config:
     return replace(run.config, train=replace(run.config.train, micro_batch=asked))
 
 
-def _final(paths: RoundPaths) -> State:
+def _final(paths: RoundPaths) -> Stored:
     found = checkpoint.latest(paths.checkpoints)
     if found is None:
         raise UserError(f"{paths.checkpoints} holds no sound checkpoint; remove {paths.result} to train it anew")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ from lth_scale.errors import UserError
 CHUNK = 1 << 22
 
 
-def _write_all(handle: int, data: bytes | memoryview) -> None:
+def _write_all(handle: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
@@ -116,6 +116,32 @@ def placing(path: Path) -> Iterator[BinaryIO]:
             sync_folder(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def stream_bytes(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write a new file, where nobody reads yet, piece by piece, and sync it; (bytes, hex SHA-256). Raises OSError."""
+    size, digest = 0, hashlib.sha256()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        for block in _blocks(pieces):
+            _write_all(handle, block)
+            digest.update(block)
+            size += len(block)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return size, digest.hexdigest()
+
+
+def _blocks(pieces: Iterable[bytes | memoryview]) -> Iterator[bytearray]:
+    """Small pieces joined, so that they cost no write each."""
+    block = bytearray()
+    for piece in pieces:
+        if block and len(block) + len(piece) > CHUNK:
+            yield block
+            block = bytearray()
+        block += piece
+    yield block
 
 
 def write_text(path: Path, text: str) -> None:

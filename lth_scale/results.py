@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lth_scale import checkpoint, files, models
+import torch
+
+from lth_scale import models
 from lth_scale.arms import Start
-from lth_scale.checkpoint import State
+from lth_scale.checkpoint import Source, Stored
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.rewinding import Clock
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FLOPS_PER_MAC = 2
+CHUNK = 1 << 20  # weights looked at together
 
 
 def result(experiment: Experiment, task: Task, start: Start, trained: Trained, attempt: int) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
         "flags": flags(experiment, start.mask, trained.curves),
         "source": {
             "name": start.source,
-            "sha256": start.state.masked(start.mask).sha256(),
+            "sha256": start.state.masked(start.mask).digest(),
             "theta_k": _theta_hash(experiment, task),
             "verdict": "exact",  # the round would have refused to start otherwise
         },
@@ -54,9 +57,10 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
         **_measures(trained.curves, clock, experiment.config.train.drops),
         "flops": _flops(experiment, start.mask, samples),
         "seconds": _seconds(trained.seconds, experiment.world),
-        "bytes": {"stored": trained.stored},
-        "hashes": {"weights": files.sha256_tensors(trained.state.weights), "mask": start.mask.sha256()},
-        "zeros": zeros(trained.state, start.mask),
+        "bytes": {"stored": trained.final.bytes},
+        "hashes": {"weights": trained.final.digest("weights"), "mask": start.mask.sha256()},
+        "zeros": zeros(trained.final, start.mask),
+        "pruned_by": experiment.config.prune.weights,
     }
 
 
@@ -129,12 +133,17 @@ def _seconds(seconds: dict[str, float], world: int) -> dict[str, float]:
 
 
 def _theta_hash(experiment: Experiment, task: Task) -> str:
-    manifest = checkpoint.load_manifest(experiment.paths.rewind(task.seed, experiment.k))
-    return str(manifest["files"][0]["sha256"])
+    return Stored.open(experiment.paths.rewind(task.seed, experiment.k)).digest()
 
 
-def zeros(state: State, mask: Mask) -> dict[str, int]:
-    """The zero proof on the state as stored: pruned places, and how many are not exactly 0 (or NaN, by divergence)."""
-    pruned = [state.weights[name][~kept] for name, kept in mask.items()]
-    wrong = sum(int(((places != 0) & (places == places)).sum()) for places in pruned)
+def zeros(state: Source, mask: Mask) -> dict[str, int]:
+    """The zero proof on the state as stored: pruned places, and at how many the weight is not +0.0, bit for bit."""
+    wrong = 0
+    for name, shape in mask.shapes.items():
+        size = torch.Size(shape).numel()
+        for start in range(0, size, CHUNK):
+            stop = min(start + CHUNK, size)
+            dropped = ~mask.range(name, start, stop)[:]
+            bits = state.read(f"weights/{name}", start, stop).view(torch.int32).numpy()
+            wrong += int((bits[dropped] != 0).sum())
     return {"pruned": mask.numel - mask.kept, "nonzero": wrong}

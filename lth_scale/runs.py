@@ -89,7 +89,8 @@ class OpenRun:
             raise UserError(f"{folder} holds no sound checkpoint; there are checkpoints of {self._rounds(kept)}")
         description = data.describe(self.config.data)
         network = models.build(self.config.model, description.shape, description.classes, seed)
-        network.load_state_dict({**found[1].weights, **found[1].buffers})
+        state = found[1].whole()
+        network.load_state_dict({**state.weights, **state.buffers})
         return network.eval()
 
     @staticmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import checkpoint, files
+from lth_scale.checkpoint import Stored
 from lth_scale.errors import UserError
 from lth_scale.paths import RunPaths
 
@@ -28,11 +29,11 @@ def proof(root: Path) -> dict[str, Any]:
         found[f"{name} curves"] = curves.read_text()
         last = checkpoint.latest(path.parent / "checkpoint")
         assert last is not None
-        found[f"{name} final"] = (last[1].step, last[1].sha256())
+        found[f"{name} final"] = (last[1].step, last[1].digest())
     for path in sorted(root.glob("seed_*/*/round_*/mask.safetensors")):
         found[str(path.relative_to(root))] = files.sha256_file(path)
     for path in sorted(root.glob("seed_*/rewind/step_*")):
-        found[str(path.relative_to(root))] = checkpoint.load_state(path).sha256()
+        found[str(path.relative_to(root))] = Stored.open(path).digest()
     return found
 
 

@@ -139,5 +139,5 @@ def write_run(root: Path, settings: Config | None = None, thirds: bool = False) 
                 for number in range(0 if arm == "ticket" else 1, settings.prune.rounds + 1):
                     write_round(root, seed, folder, number, masks[number] if number else None, thirds)
         last = RunPaths(root).round(seed, "ticket", settings.prune.rounds)
-        save_state(last.checkpoints / f"step_{STEPS:08d}.attempt_1", State(theta, step=STEPS).masked(masks[-1]))
+        save_state(last.checkpoints / f"step_{STEPS:08d}.attempt_1", State(theta, step=STEPS).masked(masks[-1]).whole())
     return root

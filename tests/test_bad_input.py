@@ -27,7 +27,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown arm": (["--run.arms=[ticket,randm]"], ["run.arms='randm'", "did you mean 'random'?", "dense_from_k"]),
     "unknown optimizer": (["--train.optimizer=sdg"], ["train.optimizer='sdg'", "did you mean 'sgd'?", "adam, adamw"]),
     "unknown augment": (["--data.augment=flip"], ["data.augment='flip'", "crop_flip, none"]),
-    "unknown precision": (["--hardware.precision=fp17"], ["hardware.precision='fp17'", "bf16, fp32"]),
+    "unknown precision": (["--hardware.precision=fp17"], ["hardware.precision='fp17'", "bf16, fp16, fp32"]),
     "unknown schedule": (["--train.schedule=linear"], ["train.schedule='linear'", "constant, cosine, multistep"]),
     "text for a number": (["--train.lr=fast"], ["train.lr='fast'", "a finite number"]),
     "not finite": (["--train.lr=nan"], ["train.lr='nan'", "a finite number"]),

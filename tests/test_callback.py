@@ -9,17 +9,19 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import foreign
 import pytest
 import torch
+from tiny_runs import captured
 from torch.optim import lr_scheduler
 
 import lth_scale
 from lth_scale import PruningCallback, pruning, shards
-from lth_scale.checkpoint import State
+from lth_scale.checkpoint import Source, State
 from lth_scale.config import Prune, Rates
 from lth_scale.masks import Mask
 from lth_scale.models import prunable
@@ -33,7 +35,7 @@ NOTHING = 1e-9  # a rate at which no weight is removed
 
 
 def final(module: Any) -> State:
-    return shards.capture(module, module.trainer.optimizers, module.trainer.global_step)
+    return captured(module, module.trainer.optimizers, module.trainer.global_step)
 
 
 class Spy:
@@ -44,7 +46,7 @@ class Spy:
 
         class Watch(lightning.Callback):  # type: ignore[name-defined, misc]
             def on_train_batch_start(inner, trainer: Any, module: Any, batch: Any, index: int) -> None:
-                self.states.append(shards.capture(module, trainer.optimizers, trainer.global_step))
+                self.states.append(captured(module, trainer.optimizers, trainer.global_step))
 
         self.states: list[State] = []
         self.callback = Watch()
@@ -273,9 +275,9 @@ def broken_restore(part: str) -> Any:
     """A rewind that forgets one thing."""
     right = shards.restore
 
-    def restore(module: Any, optimizers: Any, state: State) -> None:
-        now = shards.capture(module, optimizers, state.step)
-        right(module, optimizers, State(**{**vars(state), part: getattr(now, part)}))
+    def restore(held: shards.Shards, source: Source) -> None:
+        now = shards.capture(held, source.step)
+        right(held, replace(source.whole(), **{part: getattr(now, part)}))
 
     return restore
 
@@ -291,11 +293,11 @@ def test_control_a_rewind_that_aliases_is_caught(tmp_path: Path, monkeypatch: py
     kept: list[State] = []
     right = shards.restore
 
-    def aliasing(module: Any, optimizers: Any, state: State) -> None:
-        right(module, optimizers, state)
-        kept.append(state)
-        for name, parameter in module.named_parameters():
-            parameter.data = kept[0].weights[name].mul_(state.weights[name] != 0)
+    def aliasing(held: shards.Shards, source: Source) -> None:
+        right(held, source)
+        kept.append(source.whole())
+        for name, parameter in held.module.named_parameters():
+            parameter.data = kept[0].weights[name].mul_(kept[-1].weights[name] != 0)
 
     monkeypatch.setattr(shards, "restore", aliasing)
     with pytest.raises(RuntimeError, match="does not start from its source state"):

@@ -20,7 +20,8 @@ import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch, foreign
-from lth_scale import PruningCallback, shards
+from lth_scale import PruningCallback
+from tiny_runs import captured
 torch.set_num_threads(1)
 namespace, folder = {namespace!r}, Path({folder!r})
 told = []
@@ -28,7 +29,7 @@ for number in range(3):
     callback = PruningCallback(folder / "t", 0.3, "4it")
     make = lambda: foreign.module(namespace, foreign.adamw, seed=number)
     module = foreign.fit(namespace, folder, [callback], make, strategy="ddp", devices=2)
-    end = shards.capture(module, module.trainer.optimizers, 0)
+    end = captured(module, module.trainer.optimizers, 0)
     wrong = sum(int(end.weights[n][~kept].count_nonzero()) for n, kept in callback.mask.items())
     masks = callback._tickets.mask(number + 1, callback.mask.shapes).sha256()
     total = sum(weight.double().sum().item() for weight in end.weights.values())

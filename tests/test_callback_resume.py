@@ -13,9 +13,10 @@ from typing import Any
 import foreign
 import pytest
 import torch
+from tiny_runs import captured
 from torch.optim import lr_scheduler
 
-from lth_scale import PruningCallback, shards
+from lth_scale import PruningCallback
 from lth_scale.errors import UserError
 
 TESTS = Path(__file__).parent
@@ -73,7 +74,7 @@ def interrupted(folder: Path) -> Path:
 
 
 def weights(module: Any) -> dict[str, torch.Tensor]:
-    return shards.capture(module, module.trainer.optimizers, 0).flat()
+    return captured(module, module.trainer.optimizers, 0).flat()
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -102,7 +102,7 @@ def test_without_the_optimizer_state_the_bits_differ(kind: str, spy: Spy, tmp_pa
     where, state = checkpoint.latest(run.paths.round(0, "ticket", 0).checkpoints) or pytest.fail("no checkpoint")
     extra = checkpoint.load_manifest(where)["extra"]
     shutil.rmtree(where)
-    checkpoint.save_state(where, replace(state, optimizer={}), extra)
+    checkpoint.save_state(where, replace(state.whole(), optimizer={}), extra)
     lottery.run(run, run.tasks)
     with pytest.raises(AssertionError, match="uninterrupted it is"):
         assert_same(run.paths.root, reference)
@@ -224,6 +224,9 @@ BINDING = {
     "train.label_smoothing": "0.1",
     "train.mixup": "0.2",
     "train.cutmix": "1.0",
+    "train.clip": "1.0",
+    "train.ema": "0.9",
+    "train.sync_batchnorm": "true",
     "train.eval_every": "5it",
     "prune.rate": "0.3",
     "prune.rates.conv": "0.3",
@@ -231,6 +234,7 @@ BINDING = {
     "prune.rates.output": "0.3",
     "prune.scope": "layer",
     "prune.criterion": "another",
+    "prune.weights": "ema",
     "prune.min_per_layer": "1",
     "rewind.at": "1it",
     "rewind.keep": "[2it]",
@@ -257,12 +261,14 @@ FREE = {
     "reinit.draws": "3",
     "report.tolerance": "0.7",
     "hardware.accelerator": "cpu",
-    "hardware.strategy": "ddp",
+    "hardware.strategy": "fsdp2",
     "hardware.devices": "2",
     "hardware.nodes": "2",
     "hardware.threads": "2",
     "hardware.deterministic": "true",
     "hardware.channels_last": "true",
+    "hardware.compile": "true",
+    "hardware.timeout": "60",
 }
 BASE = ["--train.duration=20it", "--train.batch_size=100", "--model.hidden=[20,10]"]
 

@@ -33,11 +33,11 @@ from tiny_runs import (
 )
 
 from lth_scale import checkpoint, lottery
-from lth_scale.checkpoint import State
+from lth_scale.checkpoint import Source, State
 from lth_scale.data import Batches
 from lth_scale.experiment import Experiment
 from lth_scale.rewinding import Recipe, clock, recipes
-from lth_scale.shards import capture, restore
+from lth_scale.shards import ReplicatedShards, Shards, capture, restore
 from lth_scale.tasks import Task
 from lth_scale.training import callbacks
 
@@ -194,7 +194,7 @@ def expected_start(run: Experiment, number: int) -> State:
     state = State(
         source[told.weights].weights, source[told.buffers].buffers, source[told.optimizer].optimizer, step
     )  # fmt: skip
-    return state.masked(ticket_mask(run, number))
+    return state.masked(ticket_mask(run, number)).whole()
 
 
 def expected_inputs(run: Experiment, start: int, noise: int) -> list[str]:
@@ -287,9 +287,9 @@ def test_a_start_that_is_off_by_one_bit_is_refused(
     changes: dict[str, Any] = {"model": RESNET, "train": ONCE | {"optimizer": "adam"}, "rewind": {"at": "7it"}}
     run = play(tiny(**changes), tmp_path, dense)
 
-    def inexact(model: torch.nn.Module, optimizers: Any, state: State) -> None:
-        restore(model, optimizers, state)
-        flip(part(model, optimizers))
+    def inexact(shards: Shards, source: Source) -> None:
+        restore(shards, source)
+        flip(part(shards.module, shards.optimizers))
 
     first = [task for task in run.tasks if task.round == 1]
     with monkeypatch.context() as patch:
@@ -304,10 +304,10 @@ def test_a_start_that_is_off_by_one_bit_is_refused(
 def test_an_optimizer_state_left_over_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = play(tiny(), tmp_path, dense)
 
-    def leaving(model: torch.nn.Module, optimizers: Any, state: State) -> None:
-        restore(model, optimizers, state)
-        first = next(model.parameters())
-        optimizers[0].state[first] = {"momentum_buffer": torch.zeros_like(first)}
+    def leaving(shards: Shards, source: Source) -> None:
+        restore(shards, source)
+        first = next(shards.module.parameters())
+        shards.optimizers[0].state[first] = {"momentum_buffer": torch.zeros_like(first)}
 
     monkeypatch.setattr(callbacks, "restore", leaving)
     with pytest.raises(RuntimeError, match="optimizer/"):
@@ -319,11 +319,12 @@ def test_a_rewind_that_aliases_its_source_is_refused(monkeypatch: pytest.MonkeyP
     run = established(tiny(), tmp_path)
     kept: list[State] = []
 
-    def aliasing(model: torch.nn.Module, optimizers: Any, state: State) -> None:
-        restore(model, optimizers, state)
+    def aliasing(shards: Shards, source: Source) -> None:
+        restore(shards, source)
+        state = source.whole()
         if not kept:
             kept.append(state)
-        for name, parameter in model.named_parameters():
+        for name, parameter in shards.module.named_parameters():
             mask = (state.weights[name] != 0).float() if "weight" in name else 1.0
             parameter.data = kept[0].weights[name].mul_(mask)  # "theta_0 times the mask", in place
 
@@ -338,30 +339,30 @@ def test_a_captured_state_is_not_reached_by_later_training(tmp_path: Path) -> No
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(2, 1, 8, 8)).sum().backward()
     optimizer.step()
-    held = capture(model, [optimizer], 1)
-    before = held.sha256()
+    shards = ReplicatedShards(model, [optimizer])
+    held = capture(shards, 1)
+    before = held.digest()
     optimizer.step()
-    assert held.sha256() == before and capture(model, [optimizer], 1).differences(held)
-    restore(model, [optimizer], held)
+    assert held.digest() == before and capture(shards, 1).differences(held)
+    restore(shards, held)
     optimizer.step()
-    assert held.sha256() == before
+    assert held.digest() == before
 
 
 @pytest.mark.parametrize("name", ["continue", "lr_rewinding"])
 def test_the_recorded_hashes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     run = play(tiny(rewind={"at": "7it", "recipe": name}), tmp_path)
-    manifest = checkpoint.load_manifest(run.paths.rewind(0, K))
     for number in (1, 2):
         recorded = result(run, "ticket", number)
         source = f"theta_T of round {number - 1}" if name == "lr_rewinding" else f"theta_{K}"
         assert recorded["source"] == {
             "name": source,
-            "sha256": expected_start(run, number).sha256(),
-            "theta_k": manifest["files"][0]["sha256"],
+            "sha256": expected_start(run, number).digest(),
+            "theta_k": theta(run, K).digest(),
             "verdict": "exact",
         }
     start = run.initial(run.stream(0, "init"))
-    assert result(run, "ticket", 0)["source"]["sha256"] == start.sha256() == replace(theta(run, 0), step=0).sha256()
+    assert result(run, "ticket", 0)["source"]["sha256"] == start.digest() == theta(run, 0).digest()
 
 
 def test_every_bit_counts_in_a_comparison() -> None:

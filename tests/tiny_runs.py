@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,12 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from lth_scale import checkpoint, files, lottery
 from lth_scale import config as sections
-from lth_scale.checkpoint import State
+from lth_scale.checkpoint import Source, State
 from lth_scale.config import Config
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.models import models
-from lth_scale.shards import capture
+from lth_scale.shards import ReplicatedShards, Shards, capture
 from lth_scale.tasks import Task
 from lth_scale.training import callbacks
 from lth_scale.training.module import Classifier
@@ -73,7 +73,12 @@ def final(run: Experiment, arm: str, number: int, seed: int = 0) -> State:
     """The state at the end of a round."""
     found = checkpoint.latest(run.paths.round(seed, arm, number).checkpoints)
     assert found is not None
-    return found[1]
+    return found[1].whole()
+
+
+def captured(module: nn.Module, optimizers: Sequence[Optimizer], step: int) -> State:
+    """A copy of everything that a module and its optimizers hold."""
+    return capture(ReplicatedShards(module, optimizers), step)
 
 
 def theta(run: Experiment, step: int, seed: int = 0) -> State:
@@ -130,9 +135,9 @@ def spying() -> Iterator[Spy]:
     spy = Spy()
     prove, training_step = callbacks.prove_start, Classifier.training_step
 
-    def proved(model: nn.Module, optimizers: Any, expected: State) -> None:
-        prove(model, optimizers, expected)
-        spy.fits.append(Fit(model, capture(model, optimizers, expected.step)))
+    def proved(shards: Shards, expected: Source) -> None:
+        prove(shards, expected)
+        spy.fits.append(Fit(shards.module, capture(shards, expected.step)))
 
     def stepped(self: Classifier, batch: Any, index: int) -> torch.Tensor:
         spy.fits[-1].inputs.append(digest(*batch))

@@ -38,7 +38,7 @@ from lth_scale.data.dataset import Split
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.paths import RunPaths
-from lth_scale.shards import local_shards
+from lth_scale.shards import ReplicatedShards
 from lth_scale.training.masking import Masking
 
 PATIENCE = 120.0  # seconds until a subject that hangs ends the benchmark
@@ -204,10 +204,10 @@ def bare(setting: Setting, out: Path, mask: Mask | None) -> Callable[[Subject], 
         one = experiment(setting, out)
         model, data = one.model(0), one.dataset
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
-        masking = Masking(local_shards(model), mask) if mask else None
+        masking = Masking(ReplicatedShards(model, [optimizer]), mask) if mask else None
         if masking:
             masking.weights()
-            masking.install([optimizer])
+            masking.install()
         _loop(model, optimizer, data, one.config.train.batch_size, subject, masking)
 
     return subject_of

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from lth_scale.checkpoint import State
+from lth_scale.checkpoint import Composite, Source, State
 from lth_scale.masks import Mask
 from lth_scale.registry import Registry
 from lth_scale.rewinding import Clock, Recipe, clock
@@ -17,15 +17,15 @@ from lth_scale.streams import derive, torch_generator
 
 @dataclass(frozen=True)
 class Sources:
-    """What round ``number`` > 0 of an arm may start from. The states are loaded from disk anew at every call.
+    """What round ``number`` > 0 of an arm may start from. The states are opened on disk anew at every call.
 
     Args:
         number: the round.
         draw: which of several draws of the same control.
         mask_seed: the seed of the replicate's ``mask`` stream.
         mask: the ticket's mask of this round.
-        theta_k: loads the state of the dense pass at the rewind point.
-        theta_T: loads the final state of the ticket's round before.
+        theta_k: opens the state of the dense pass at the rewind point.
+        theta_T: opens the final state of the ticket's round before.
         initial: a fresh initialisation from a seed, as a state at step 0.
         recipe: what is restored.
         total: T, the steps of the dense pass.
@@ -36,20 +36,19 @@ class Sources:
     draw: int
     mask_seed: int
     mask: Mask
-    theta_k: Callable[[], State]
-    theta_T: Callable[[], State]
+    theta_k: Callable[[], Source]
+    theta_T: Callable[[], Source]
     initial: Callable[[int], State]
     recipe: Recipe
     total: int
     fresh_noise: bool
 
-    def restored(self, recipe: Recipe) -> State:
+    def restored(self, recipe: Recipe) -> Source:
         """The source state of a recipe, not yet masked."""
         k, end = self.theta_k(), self.theta_T() if "T" in (recipe.weights, recipe.optimizer) else None
-        pick = {"k": k, "T": end or k, "fresh": State({}, step=k.step)}
-        weights, buffers, optimizer = pick[recipe.weights], pick[recipe.buffers], pick[recipe.optimizer]
-        start = self.clock(recipe).start
-        return State(weights.weights, buffers.buffers, optimizer.optimizer, start)
+        pick = {"k": k, "T": end or k, "fresh": None}
+        weights, buffers = end if recipe.weights == "T" and end else k, end if recipe.buffers == "T" and end else k
+        return Composite(weights, buffers, pick[recipe.optimizer], self.clock(recipe).start)
 
     def clock(self, recipe: Recipe) -> Clock:
         """Steps k to T, or 0 to T where the recipe restarts the schedule."""
@@ -83,7 +82,7 @@ class Start:
     """Where a round starts: ``state`` before the mask is applied, a name for it, and the steps to train."""
 
     mask: Mask
-    state: State
+    state: Source
     source: str
     clock: Clock
 

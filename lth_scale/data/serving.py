@@ -55,6 +55,8 @@ def training_batches(
 def evaluation_batches(dataset: AnyDataset, split: SplitName, samples: int | None, rank: int, world: int) -> Pairs:
     """One rank's part of a split, every image once over all ranks: (x, y) as :class:`Training` has them.
 
+    The batches are the same for any number of ranks, dealt out in turn.
+
     Args:
         dataset: the images.
         split: which.
@@ -80,8 +82,7 @@ def spread(split: Split, samples: int) -> Split:
 
 
 def _normalised(dataset: Dataset, split: Split, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
-    images, labels = split.images[rank::world], split.labels[rank::world]
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+    for x, y in list(zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True))[rank::world]:
         yield dataset.normalise(x), y
 
 

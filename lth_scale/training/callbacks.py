@@ -5,23 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.optim import Optimizer
 
-from lth_scale import checkpoint, files
-from lth_scale.checkpoint import State
+from lth_scale import checkpoint, files, world
+from lth_scale.checkpoint import Source
 from lth_scale.data import AnyDataset, SplitName
-from lth_scale.shards import capture, local_shards, restore
+from lth_scale.masks import Mask
+from lth_scale.shards import Shards, differences, parts, restore
+from lth_scale.training.averages import averaged, start_averages
 from lth_scale.training.evaluation import Curves, Measure, evaluate
 from lth_scale.training.masking import Masking
 from lth_scale.training.module import Classifier
+from lth_scale.training.parts import Part
 
 
 class Stopwatch:
@@ -45,73 +45,25 @@ class Stopwatch:
         return dict(self.seconds)
 
 
-class Part:
-    """One thing a round does beside training; a part overrides what it needs."""
-
-    def on_start(self, trainer: pl.Trainer, module: Classifier) -> None:
-        """Before the first step."""
-
-    def on_gradients(self) -> None:
-        """After the backward pass of a global batch, before clipping and the optimizer's step."""
-
-    def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
-        """After the step that brought the model to ``step``."""
-
-    def on_end(self, trainer: pl.Trainer) -> None:
-        """After the last step."""
-
-
-class Parts(pl.Callback):
-    """All parts as one callback, in order: Lightning pays for every hook of every callback at every step.
-
-    Args:
-        parts: what is done, in this order.
-    """
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
-
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Lightning's hook; the strategy is set up by now."""
-        for part in self._parts:
-            part.on_start(trainer, module)
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Optimizer) -> None:
-        """Lightning's hook, inside the closure."""
-        for part in self._parts:
-            part.on_gradients()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        """Lightning's hook; a step ends with its last micro-batch."""
-        if (index + 1) % trainer.accumulate_grad_batches == 0:
-            for part in self._parts:
-                part.on_step(trainer, module, module.step)
-
-    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Lightning's hook."""
-        for part in self._parts:
-            part.on_end(trainer)
-
-
 class Begin(Part):
     """Puts the start state into the live model and proves, bit for bit, that it is there.
 
     Args:
-        load: loads the state that training must start from, mask applied, from disk anew.
+        load: opens the state that training must start from, mask applied, on disk anew.
     """
 
-    def __init__(self, load: Callable[[], State]) -> None:
+    def __init__(self, load: Callable[[], Source]) -> None:
         self._load = load
 
     def on_start(self, trainer: pl.Trainer, module: Classifier) -> None:
         """Restore, then compare with a second reading: a start that aliases or forgets something cannot pass."""
-        restore(module.model, trainer.optimizers, self._load())
-        prove_start(module.model, trainer.optimizers, self._load())
+        restore(module.shards, self._load())
+        prove_start(module.shards, self._load())
 
 
-def prove_start(model: nn.Module, optimizers: Sequence[Optimizer], expected: State) -> None:
-    """Refuse to train unless weights, buffers and optimizer state are bit-exactly the expected ones."""
-    wrong = capture(model, optimizers, expected.step).differences(expected)
+def prove_start(shards: Shards, expected: Source) -> None:
+    """Refuse to train unless weights, buffers and optimizer state are bit-exactly the expected ones, on every rank."""
+    wrong = sorted({key for found in world.gathered(differences(shards, expected)) for key in found})
     if wrong:
         raise RuntimeError(
             f"the round does not start from its source state times its mask: {', '.join(wrong[:5])} differ"
@@ -125,13 +77,13 @@ class Zeros(Part):
         mask: the round's mask.
     """
 
-    def __init__(self, mask: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, mask: Mask) -> None:
         self._mask = mask
 
     def on_start(self, trainer: pl.Trainer, module: Classifier) -> None:
         """Install the hooks."""
-        self._masking = Masking(local_shards(module.model), self._mask)
-        self._masking.install(trainer.optimizers)
+        self._masking = Masking(module.shards, self._mask)
+        self._masking.install()
 
     def on_gradients(self) -> None:
         """So that neither clipping nor the optimizer's state sees pruned gradients."""
@@ -139,9 +91,14 @@ class Zeros(Part):
 
     def on_end(self, trainer: pl.Trainer) -> None:
         """The zero proof."""
-        revived = self._masking.revived(trainer.optimizers)
-        if revived:
-            raise RuntimeError(f"pruned weights came back: {revived}")
+        require_zeros(self._masking)
+
+
+def require_zeros(masking: Masking) -> None:
+    """Raises RuntimeError, on every rank, if a pruned weight or its optimizer state is not exactly zero on some."""
+    revived = [found for found in world.gathered(masking.revived()) if found]
+    if revived:
+        raise RuntimeError(f"pruned weights, or their optimizer state, are not zero: {revived}")
 
 
 class RewindPoints(Part):
@@ -164,12 +121,13 @@ class RewindPoints(Part):
         folder = self._folders.get(step)
         if folder is not None:
             average_buffers(module.model)
-            if trainer.is_global_zero and not checkpoint.sound(folder):
-                files.remove_folder(folder)  # a damaged one
-                checkpoint.save_state(folder, capture(module.model, trainer.optimizers, step))
+            if not checkpoint.sound(folder):
+                world.on_first(lambda: files.remove_folder(folder))  # a damaged one
+                checkpoint.save(folder, parts(module.shards), step)
         if step == self._break_at:
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
+            module.shards.allocate({})
+            if module.shards.averages:
+                start_averages(module.shards)
 
 
 class Evaluation(Part):
@@ -194,7 +152,7 @@ class Evaluation(Part):
         """Measure if it is time."""
         if step % self._every and step not in self._marks:
             return
-        with self._watch.timing("evaluation"):
+        with self._watch.timing("evaluation"), averaged(module.shards):
             average_buffers(module.model)
             self._measure(module, step, self._grid)
             lowest = self._curves.minimum()
@@ -227,21 +185,21 @@ class Checkpoints(Part):
         self._folder, self._every, self._stop, self._attempt = folder, every, stop, attempt
         self._curves, self._watch = curves, watch
         self._keep_optimizer = keep_optimizer
-        self.stored = 0
-        self.final: State | None = None
+        self.finished: Path | None = None
 
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Save if it is time."""
-        if step % self._every and step != self._stop:
-            return
+        if step % self._every == 0 or step == self._stop:
+            self.save(module, step)
+
+    def save(self, module: Classifier, step: int) -> None:
+        """Publish the state at this step."""
         with self._watch.timing("checkpoint"):
             average_buffers(module.model)
-            state = capture(module.model, trainer.optimizers, step)
-            if step == self._stop:
-                self.final = state = state if self._keep_optimizer else replace(state, optimizer={})
-            if trainer.is_global_zero:
-                self._curves.sync()
-                self.stored = checkpoint.publish(self._folder, state, self._attempt, {"seconds": self._watch.read()})
+            self._curves.sync()
+            state = parts(module.shards, optimizer=step != self._stop or self._keep_optimizer)
+            path = checkpoint.publish(self._folder, state, step, self._attempt, {"seconds": self._watch.read()})
+        self.finished = path if step == self._stop else None
 
 
 @torch.no_grad()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from lth_scale import files
+from lth_scale import files, world
 from lth_scale.data import AnyDataset, SplitName, evaluation_batches
 from lth_scale.errors import UserError
 
 TRAIN_SAMPLES = 5000  # train figures are measured on this many images, evenly spread over the split
+Batch = tuple[torch.Tensor, torch.Tensor]
 HEADER = "step,split,loss,accuracy,samples"
 
 
@@ -42,23 +43,40 @@ class Measure:
         return Measure(int(step), split, float(loss), float(accuracy), int(samples))
 
 
+Sums = tuple[float, int, int]
+"""Summed loss, hits and samples of a batch."""
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: AnyDataset, split: SplitName, device: torch.device) -> tuple[float, float, int]:
-    """(mean loss, accuracy, samples): every image once at any number of ranks, hits as integers, losses in float64."""
+    """(mean loss, accuracy, samples): every image once, hits as integers, losses in float64.
+
+    The same bits at any number of ranks: the batches are the same, and are summed in the same order.
+    """
     samples = TRAIN_SAMPLES if split == "train" else None
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    totals = torch.zeros(3, dtype=torch.float64)
+    batches = evaluation_batches(dataset, split, samples, world.rank(), world.size())
     training = model.training
     model.eval()
-    for x, y in evaluation_batches(dataset, split, samples, rank, world):
-        logits, target = model(prepared(x.to(device), dataset)).float(), y.to(device)
-        loss = functional.cross_entropy(logits, target, reduction="none").double().sum()
-        totals += torch.stack([loss, (logits.argmax(1) == target).sum().double(), loss.new_tensor(float(len(y)))]).cpu()
+    mine = [_sums(model, batch, dataset, device) for batch in _in_step(batches, dataset)]
     model.train(training)
-    if world > 1:
-        dist.all_reduce(totals)
-    loss_sum, hits, count = totals.tolist()
-    return loss_sum / count, hits / count, int(count)
+    dealt = itertools.zip_longest(*world.gathered([sums for sums in mine if sums[2]]))
+    every = [sums for turn in dealt for sums in turn if sums is not None]
+    count = sum(samples for _, _, samples in every)
+    return math.fsum(loss for loss, _, _ in every) / count, sum(hits for _, hits, _ in every) / count, count
+
+
+def _in_step(batches: Iterable[Batch], dataset: AnyDataset) -> Iterator[Batch]:
+    """As many batches on every rank, since a sharded model computes together: empty ones fill up."""
+    mine, blank = iter(batches), (torch.zeros(1, *dataset.shape), torch.empty(0, dtype=torch.int64))
+    while any(world.gathered((batch := next(mine, None)) is not None)):
+        yield blank if batch is None else batch
+
+
+def _sums(model: nn.Module, batch: Batch, dataset: AnyDataset, device: torch.device) -> Sums:
+    target = batch[1].to(device)
+    logits = model(prepared(batch[0].to(device), dataset)).float()[: len(target)]
+    loss = functional.cross_entropy(logits, target, reduction="none").double().sum()
+    return float(loss), int((logits.argmax(1) == target).sum()), len(target)
 
 
 def prepared(images: torch.Tensor, dataset: AnyDataset) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lth_scale import models
 from lth_scale.errors import UserError
-from lth_scale.shards import local_shards
+from lth_scale.shards import ReplicatedShards
 
 STRATEGIES = {"SingleDeviceStrategy": "a single device", "DDPStrategy": "ddp"}
 RANKABLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,7 +76,8 @@ def require_supported(trainer: Any, module: nn.Module) -> None:
         raise UserError(f"strategy {strategy} cannot be handled; choose from: {', '.join(STRATEGIES.values())}")
     if trainer.fast_dev_run:
         raise UserError("fast_dev_run would leave a mask of an untrained network; switch it off, or the callback")
-    known = {id(shard.parameter) for shard in local_shards(module)}
+    ReplicatedShards(module, trainer.optimizers)  # refuses what it cannot hold
+    known = {id(parameter) for parameter in module.parameters()}
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, ZeroRedundancyOptimizer):
             raise UserError("optimizer ZeroRedundancyOptimizer cannot be handled: each rank has a part of its state")

@@ -7,13 +7,17 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from lth_scale.config import Train
+from lth_scale import world
+from lth_scale.config import Hardware, Train
 from lth_scale.data import AnyDataset
 from lth_scale.models import decay_groups
+from lth_scale.shards import Shards
 from lth_scale.streams import derive
+from lth_scale.training import strategies
 from lth_scale.training.evaluation import prepared
 from lth_scale.training.mixing import Mixing
 from lth_scale.training.schedule import Schedule
@@ -32,8 +36,13 @@ class Classifier(pl.LightningModule):
         last: T, where a schedule without shift stays.
         dropout: seed of the ``dropout`` stream.
         mixing: mixup and the like.
-        layout: memory format of the images.
+        hardware: precision, memory format of the images, and whether the model is compiled.
+
+    Attributes:
+        shards: what this rank holds of it, once training has begun.
     """
+
+    shards: Shards
 
     def __init__(
         self,
@@ -45,12 +54,13 @@ class Classifier(pl.LightningModule):
         shift: int | None,
         last: int,
         dropout: int,
-        mixing: Mixing | None = None,
-        layout: torch.memory_format = torch.contiguous_format,
+        mixing: Mixing | None,
+        hardware: Hardware,
     ) -> None:
         super().__init__()
-        self.model = model
-        self._dataset, self._mixing, self._layout = dataset, mixing, layout
+        self.model = prepared_model(model, config, hardware)
+        self._dataset, self._mixing, self._hardware = dataset, mixing, hardware
+        self._layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
         self._config, self._schedule = config, schedule
         self._first, self._shift, self._last = first, shift, last
         self._dropout = dropout
@@ -75,7 +85,14 @@ class Classifier(pl.LightningModule):
             images, targets = self._mixing(images, targets, self.step, self._part(index))
         if self._noisy:
             torch.manual_seed(derive(self._dropout, "dropout", self.step, self._part(index)))
-        return functional.cross_entropy(self.model(images), targets, label_smoothing=self._config.label_smoothing)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._hardware.precision == "bf16"):
+            logits = self.model(images)
+            return functional.cross_entropy(logits, targets, label_smoothing=self._config.label_smoothing)
+
+    def configure_model(self) -> None:
+        """Lightning's hook, before the optimizers are made: where the strategy cuts the model into shards."""
+        if self._hardware.strategy == "fsdp2" and world.size() > 1:
+            strategies.shard(self.model)
 
     def _part(self, index: int) -> int:
         """The micro-batch's place in the global batch, whoever computes it."""
@@ -90,14 +107,38 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The config's optimizer over one or two parameter groups."""
-        return make_optimizer(self.model, self._config)
+        return make_optimizer(self.model, self._config, self._fused())
+
+    def _fused(self) -> bool:
+        """Only on GPUs: on a CPU a fused step rounds the last few numbers of a tensor otherwise, so shards would show.
+
+        With fp16 they undo the loss scale inside their step, after clipping; for FSDP2 torch has no fused SGD.
+        """
+        wanting = isinstance(self.model, FSDPModule) and self._config.optimizer in ("sgd", "nesterov")
+        return strategies.on_gpu(self._hardware) and self._hardware.precision != "fp16" and not wanting
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
+        """Lightning's hook, after the gradients are masked; DeepSpeed clips by itself."""
+        if self._config.clip and not strategies.clips(self._hardware):
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
+
+
+def prepared_model(model: nn.Module, config: Train, hardware: Hardware) -> nn.Module:
+    """The model as the hardware section wants it; parameter names stay."""
+    if hardware.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if hardware.compile:
+        model.compile()  # in place: wrapping would change the names
+    return model
 
 
 def _drops(part: nn.Module) -> bool:
     return isinstance(part, nn.MultiheadAttention) and part.dropout > 0
 
 
-def make_optimizer(model: nn.Module, config: Train) -> Optimizer:
+def make_optimizer(model: nn.Module, config: Train, fused: bool = False) -> Optimizer:
     """SGD, Nesterov, Adam or AdamW; with ``train.decay=weights`` biases and norm layers do not decay."""
     parameters = dict(model.named_parameters())
     decayed, kept = decay_groups(model) if config.decay == "weights" else (list(parameters), [])
@@ -107,6 +148,6 @@ def make_optimizer(model: nn.Module, config: Train) -> Optimizer:
     ]
     if config.optimizer in ("sgd", "nesterov"):
         nesterov = config.optimizer == "nesterov"
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr, fused=True)
+    return kind(groups, lr=config.lr, fused=fused)

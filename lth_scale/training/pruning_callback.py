@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning import LightningModule
 from torch.optim import Optimizer
 
@@ -19,7 +20,7 @@ from lth_scale.errors import UserError, unknown
 from lth_scale.masks import Mask
 from lth_scale.pruning.shard import KINDS
 from lth_scale.training import foreign, position
-from lth_scale.training.callbacks import prove_start
+from lth_scale.training.callbacks import prove_start, require_zeros
 from lth_scale.training.masking import Masking
 from lth_scale.training.tickets import Tickets
 
@@ -124,17 +125,18 @@ class PruningCallback(_Callback):
 
     def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
         """Start from theta_k times the mask; or prove that a resumed round has its zeros."""
+        self._shards = shards.ReplicatedShards(pl_module, trainer.optimizers)
         if self.round == 0:
             self._rewind.require_before_end(trainer)
             return
-        self._masking = Masking(shards.local_shards(pl_module), self.mask)
-        self._masking.install(trainer.optimizers)
+        self._masking = Masking(self._shards, self.mask)
+        self._masking.install()
         self._entering = self._resumed is None
         if self._entering:
-            shards.restore(pl_module, trainer.optimizers, self._tickets.theta().masked(self.mask))
+            shards.restore(self._shards, self._tickets.theta().masked(self.mask))
             position.restore(trainer, pl_module, self._tickets.place())
         else:
-            self._require_zeros(trainer)
+            require_zeros(self._masking)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: LightningModule) -> None:
         """In a later round's first epoch, go to the batch at k."""
@@ -145,12 +147,10 @@ class PruningCallback(_Callback):
         """At k: store theta_k (round 0), or prove by a second reading that the round starts from it times the mask."""
         if self.round == 0 and self._theta is None and self._rewind.reached(trainer, batch_idx):
             place = position.read(trainer, pl_module)
-            if trainer.is_global_zero:
-                self._tickets.store_theta(shards.capture(pl_module, trainer.optimizers, trainer.global_step), place)
-            trainer.strategy.barrier()
+            self._tickets.store_theta(shards.parts(self._shards), trainer.global_step, place)
             self._theta = self._tickets.theta_sha256()
         elif self._entering:
-            prove_start(pl_module, trainer.optimizers, self._tickets.theta().masked(self.mask))
+            prove_start(self._shards, self._tickets.theta().masked(self.mask))
             self._entering = False
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -162,8 +162,9 @@ class PruningCallback(_Callback):
         """Prove the zeros, then write the next mask and the round's done marker."""
         if self._theta is None:
             raise UserError(f"training ended at step {trainer.global_step}, before the rewind point {self._rewind}")
-        self._require_zeros(trainer)
-        following = self._next_mask(pl_module)
+        if self._masking:
+            require_zeros(self._masking)
+        following = self._next_mask()
         if trainer.strategy.broadcast(following.sha256()) != following.sha256():
             raise RuntimeError("the ranks have different weights, and so would have different masks")
         if trainer.is_global_zero:
@@ -172,17 +173,14 @@ class PruningCallback(_Callback):
         if self._masking:
             self._masking.remove()
 
-    def _require_zeros(self, trainer: Any) -> None:
-        revived = self._masking.revived(trainer.optimizers) if self._masking else {}
-        if revived:
-            raise RuntimeError(f"pruned weights, or their optimizer state, are not zero: {revived}")
-
-    def _next_mask(self, module: LightningModule) -> Mask:
-        tensors = {shard.name: shard.weights.float().flatten() for shard in shards.local_shards(module)}
-        kept = {name: mask.flatten().to(tensors[name].device) for name, mask in self.mask.items()}
-        candidates = [pruning.Shard(w.name, tensors[w.name], 0, w.numel, kept[w.name], w.kind) for w in self._weights]
+    def _next_mask(self) -> Mask:
+        tensors = {shard.name: shard.weights.float().flatten() for shard in self._shards.local()}
+        candidates = [
+            pruning.Shard(w.name, tensors[w.name], 0, w.numel, self.mask.range(w.name, 0, w.numel), w.kind)
+            for w in self._weights
+        ]
         masks = pruning.next_masks(candidates, self._prune)
-        return Mask({w.name: masks[w.name].reshape(w.shape) for w in self._weights})
+        return Mask({w.name: torch.from_numpy(masks[w.name][:]).reshape(w.shape) for w in self._weights})
 
     def _result(self, trainer: Any, following: Mask) -> dict[str, Any]:
         kinds, counts = {w.name: w.kind for w in self._weights}, self.mask.counts()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale import checkpoint, files
-from lth_scale.checkpoint import State
+from lth_scale import checkpoint, files, world
+from lth_scale.checkpoint import Part, Stored
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
 from lth_scale.paths import RoundPaths
@@ -58,11 +58,14 @@ class Tickets:
         mask.check_model(shapes)
         return mask
 
-    def store_theta(self, state: State, place: Mapping[str, Any]) -> None:
-        """Store the rewind point, in place of one that an interrupted attempt left."""
+    def store_theta(self, parts: Iterable[Part], step: int, place: Mapping[str, Any]) -> None:
+        """Store the rewind point, in place of one that an interrupted attempt left. All ranks call it."""
+        world.on_first(self._forget_thetas)
+        checkpoint.save(self.root / "rewind" / f"step_{step:08d}", parts, step, {"place": place})
+
+    def _forget_thetas(self) -> None:
         for old in self._thetas():
             files.remove_folder(old)
-        checkpoint.save_state(self.root / "rewind" / f"step_{state.step:08d}", state, {"place": place})
 
     def _thetas(self) -> list[Path]:
         return sorted((self.root / "rewind").glob("step_*"))
@@ -74,9 +77,9 @@ class Tickets:
             raise UserError(f"{where} should hold one rewind point and holds {len(found)}; start in a new folder")
         return found[0]
 
-    def theta(self) -> State:
+    def theta(self) -> Stored:
         """The state at the rewind point. Raises UserError when it is missing or damaged."""
-        return checkpoint.load_state(self._theta())
+        return Stored.open(self._theta())
 
     def place(self) -> dict[str, Any]:
         """Where the Trainer stood there (:mod:`lth_scale.training.position`)."""
@@ -87,8 +90,9 @@ class Tickets:
         return int(checkpoint.load_manifest(self._theta())["step"])
 
     def theta_sha256(self) -> str:
-        """Checksum of the stored rewind point."""
-        return str(checkpoint.load_manifest(self._theta())["files"][0]["sha256"])
+        """Checksum of the stored rewind point, over all of it."""
+        found = checkpoint.load_manifest(self._theta())["files"]
+        return files.sha256_bytes("".join(file["sha256"] for file in found).encode())
 
     def require_theta(self) -> str:
         """Its checksum, which must be the one that round 0 was finished with; raises UserError if it is not."""

@@ -266,6 +266,6 @@ def evaluation(
         rank: this one.
         world: number of ranks.
     """
-    mine = evenly(dataset.length(split), samples).numpy()[rank::world]
-    parts = [mine[first : first + EVALUATION_BATCH] for first in range(0, len(mine), EVALUATION_BATCH)]
-    return dataset.served(split, EvalView(dataset.data.crop), [Key(0, part) for part in parts])
+    every = evenly(dataset.length(split), samples).numpy()
+    mine = [every[first : first + EVALUATION_BATCH] for first in range(0, len(every), EVALUATION_BATCH)][rank::world]
+    return dataset.served(split, EvalView(dataset.data.crop), [Key(0, part) for part in mine])

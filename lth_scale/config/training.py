@@ -1,12 +1,11 @@
-"""The configuration: frozen dataclasses, one per component, each checked when it is made."""
+"""What is trained, and how."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from lth_scale.errors import UserError, at_least, require
-from lth_scale.ranges import expand
+from lth_scale.errors import at_least, require
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,9 @@ class Train:
         label_smoothing: share of each target that is spread evenly over all classes.
         mixup: alpha of mixup's Beta distribution; 0 means none.
         cutmix: the same of cutmix; with both, a coin decides for each batch.
+        clip: largest norm of the gradient, of the surviving weights only; 0 means any.
+        ema: decay per step of an average of the weights, which is what is evaluated; 0 means none.
+        sync_batchnorm: batch statistics over all devices instead of one micro-batch; on GPUs only.
         eval_every: the grid on which validation is measured (test, where nothing is held out).
         checkpoint_every: how many steps a crash may cost.
     """
@@ -116,6 +118,9 @@ class Train:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
+    sync_batchnorm: bool = False
     eval_every: str = "100it"
     checkpoint_every: str = "2000it"
 
@@ -123,173 +128,11 @@ class Train:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for key in ("batch_size", "lr", "gamma"):
             require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "positive")
-        at_least(self, "train", micro_batch=0, weight_decay=0, mixup=0, cutmix=0)
-        for key in ("momentum", "label_smoothing"):
+        at_least(self, "train", micro_batch=0, weight_decay=0, mixup=0, cutmix=0, clip=0)
+        for key in ("momentum", "label_smoothing", "ema"):
             require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "in [0, 1)")
 
     @property
     def drops(self) -> bool:
         """Whether the learning rate falls on the way, so that an early-stopping iteration would mostly tell where."""
         return self.schedule != "constant"
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Fractions of the surviving weights removed per round, by kind of tensor; unset: prune.rate; 0: never."""
-
-    conv: float | None = None
-    fc: float | None = None
-    output: float | None = None
-
-    def __post_init__(self) -> None:
-        for kind in ("conv", "fc", "output"):
-            rate = getattr(self, kind)
-            require(rate is None or 0 <= rate < 1, f"prune.rates.{kind}", rate, "in [0, 1)")
-
-
-@dataclass(frozen=True)
-class Prune:
-    """How a mask becomes the next one.
-
-    Args:
-        rate: fraction of the surviving weights removed per round, in (0, 1).
-        rates: the same by kind of tensor.
-        rounds: R; rounds 0 (dense) to R are trained.
-        to: instead of rounds: as many as it takes to reach this density.
-        scope: global or layer (``lth list scopes``).
-        criterion: what ranks the weights (``lth list criteria``).
-        min_per_layer: weights that each tensor keeps at least.
-    """
-
-    rate: float = 0.2
-    rates: Rates = field(default_factory=Rates)
-    rounds: int = 16
-    to: float | None = None
-    scope: str = "global"
-    criterion: str = "magnitude"
-    min_per_layer: int = 0
-
-    def __post_init__(self) -> None:
-        require(0 < self.rate < 1, "prune.rate", self.rate, "in (0, 1)")
-        at_least(self, "prune", rounds=0, min_per_layer=0)
-        require(self.to is None or 0 < self.to < 1, "prune.to", self.to, "in (0, 1)")
-
-
-@dataclass(frozen=True)
-class Rewind:
-    """Where a later round starts.
-
-    Args:
-        at: the rewind point k: ``"0"``, ``"500it"`` or ``"2ep"``.
-        keep: further points that the dense pass stores.
-        recipe: what is restored (``lth list recipes``).
-    """
-
-    at: str = "0"
-    keep: tuple[str, ...] = ()
-    recipe: str = "continue"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "at", str(self.at))
-        object.__setattr__(self, "keep", tuple(map(str, self.keep)))
-
-
-@dataclass(frozen=True)
-class Run:
-    """Which replicates and arms. Neither changes the others' results.
-
-    Args:
-        seeds: replicates: a list, or ranges such as ``0-4``.
-        arms: what is trained at each density (``lth list arms``); ticket makes the masks.
-    """
-
-    seeds: tuple[int, ...] | str | int = (0, 1, 2, 3, 4)
-    arms: tuple[str, ...] = ("ticket", "reinit", "random")
-
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "seeds", expand(self.seeds))
-        except ValueError:
-            raise UserError(f"run.seeds={self.seeds!r} is not valid; write numbers or ranges such as 0-4,7") from None
-        require(bool(self.seeds), "run.seeds", self.seeds, "one number or more; a range runs upward, such as 0-4")
-        object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
-
-    @property
-    def replicates(self) -> tuple[int, ...]:
-        """The seeds, expanded."""
-        return expand(self.seeds)
-
-
-@dataclass(frozen=True)
-class Reinit:
-    """Args: draws: how many fresh initialisations the reinit arm trains per ticket."""
-
-    draws: int = 1
-
-    def __post_init__(self) -> None:
-        at_least(self, "reinit", draws=1)
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """The random streams; unset means the replicate's own seed."""
-
-    init: int | None = None
-    order: int | None = None
-    augment: int | None = None
-    mask: int | None = None
-    dropout: int | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """Args: tolerance: points of test accuracy that a matching ticket may fall short of its dense network."""
-
-    tolerance: float = 0.2
-
-    def __post_init__(self) -> None:
-        require(self.tolerance > 0, "report.tolerance", self.tolerance, "positive (points of accuracy)")
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where it runs.
-
-    Args:
-        accelerator: auto, cpu or gpu.
-        strategy: how several devices share the work.
-        devices: per node.
-        nodes: machines.
-        precision: fp32, or bf16 (mixed).
-        threads: CPU threads per process; part of the bits, so never derived from the machine.
-        deterministic: on GPU, deterministic kernels.
-        channels_last: lay images and convolutions out with channels last, which GPUs prefer.
-    """
-
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    strategy: Literal["ddp"] = "ddp"
-    devices: int = 1
-    nodes: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    threads: int = 1
-    deterministic: bool = False
-    channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(self, "hardware", devices=1, nodes=1, threads=1)
-
-
-@dataclass(frozen=True)
-class Config:
-    """One experiment."""
-
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    train: Train = field(default_factory=Train)
-    prune: Prune = field(default_factory=Prune)
-    rewind: Rewind = field(default_factory=Rewind)
-    run: Run = field(default_factory=Run)
-    reinit: Reinit = field(default_factory=Reinit)
-    seeds: Seeds = field(default_factory=Seeds)
-    report: Report = field(default_factory=Report)
-    hardware: Hardware = field(default_factory=Hardware)

@@ -1,0 +1,29 @@
+"""Atomic, checksummed, strategy-neutral training states: flat ranges of named tensors per rank, a manifest last."""
+
+from __future__ import annotations
+
+from lth_scale.checkpoint.keeping import candidates, latest, opened, publish, sound
+from lth_scale.checkpoint.layout import MANIFEST
+from lth_scale.checkpoint.source import Composite, Entry, Masked, Source, State
+from lth_scale.checkpoint.stored import Stored, load_manifest, load_state
+from lth_scale.checkpoint.writing import Part, save, save_state
+
+__all__ = [
+    "MANIFEST",
+    "Composite",
+    "Entry",
+    "Masked",
+    "Part",
+    "Source",
+    "State",
+    "Stored",
+    "candidates",
+    "latest",
+    "load_manifest",
+    "load_state",
+    "opened",
+    "publish",
+    "save",
+    "save_state",
+    "sound",
+]
