@@ -8,13 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from lth_scale.errors import UserError, unknown
+from lth_scale.words import console, following, parser, strays
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lth_scale.experiment import Experiment
     from lth_scale.tasks import Task
 
@@ -23,11 +22,16 @@ lth: lottery tickets at scale
 
 experiments
   lth run CONFIG...          find tickets and train their controls (CONFIG: a shipped name or a YAML file)
+  lth submit CONFIG... --cluster FILE
+                             the same as Slurm jobs (FILE: a YAML file, or one of configs/cluster by its name)
+  lth cancel RUN             end a run's jobs
 see
-  lth status [RUN]           what is done, running, interrupted; without RUN the runs in ./runs
+  lth status [RUN [--json]]  what is done, running, interrupted, in the queue; without RUN the runs in ./runs
   lth report RUN...          tables, figures and a self-contained page
   lth list WHAT              {topics}
 things
+  lth ticket export RUN --out FILE [--seed N] [--arm NAME] [--round N] [--theta] [--format safetensors]
+                             one file of plain names, from any ranks and strategy (RUN: also a saved state's folder)
   lth data prepare NAME --out DIR [--source PATH] [--size N] [--shard-size N] [--max-side N] [--jobs N]
   lth data verify DIR [--jobs N]
 
@@ -39,29 +43,35 @@ run takes
   --jobs N                   processes (default: one per core)
   --only seed=0,2 arm=ticket round=3-7
   --print_config             a commented template
+
+submit takes --out, --section.key=value, --only, and
+  --max-parallel N           elements of an array that run at once
+  --max-submitted N          jobs in the queue; a last one submits the rest
+  --dry-run                  print every sbatch command and script
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 on a user error, 1 when a task failed for another reason."""
+    """Run one command; 0 on success, 2 on a user error, 3 when too early, 1 when a task failed for another reason."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not words or words[0] in ("-h", "--help") or "--help" in words:
             print(USAGE.format(topics=", ".join(_topics())), end="")
             return 0
-        if words[0] not in COMMANDS:
+        if words[0] not in COMMANDS | OF_JOBS:
             raise unknown("command", words[0], COMMANDS)
-        return COMMANDS[words[0]](words[1:])
+        return (COMMANDS | OF_JOBS)[words[0]](words[1:])
     except UserError as error:
         if not _left_to_the_launcher(error):
             print(f"lth: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("lth: stopped; the same command continues", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt as error:
+        if not _left_to_the_launcher(error):
+            print("lth: stopped; the same command continues", file=sys.stderr)
         return 130
 
 
-def _left_to_the_launcher(error: UserError) -> bool:
+def _left_to_the_launcher(error: UserError | KeyboardInterrupt) -> bool:
     from lth_scale import ranks
 
     return ranks.record(error)
@@ -76,8 +86,7 @@ def _run(words: list[str]) -> int:
         print(settings.template(), end="")
         return 0
     config = settings.parse(rest)
-    out = Path(flags.out) if flags.out else Path("runs") / f"{_name(rest)}-{settings.digest(config)}"
-    experiment = Experiment.at(config, out)
+    experiment = Experiment.at(config, Path(flags.out) if flags.out else settings.run_folder(rest, config))
     from lth_scale import tasks
 
     chosen = tasks.select(experiment.tasks, flags.only or [])
@@ -89,35 +98,28 @@ def _run(words: list[str]) -> int:
 
 
 def _run_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _parser("run")
-    parser.add_argument("--out")
-    parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--throughput", type=float)
-    parser.add_argument("--print_config", action="store_true")
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--only", nargs="+")
-    flags, rest = parser.parse_known_args(words)
+    made = parser("run")
+    made.add_argument("--out")
+    made.add_argument("--plan", action="store_true")
+    made.add_argument("--throughput", type=float)
+    made.add_argument("--print_config", action="store_true")
+    made.add_argument("--jobs", type=int)
+    made.add_argument("--only", nargs="+")
+    flags, rest = made.parse_known_args(words)
     if flags.jobs is not None and flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs} is not valid; it must be 1 or more")
     if flags.throughput is not None and not (flags.plan and 0 < flags.throughput < float("inf")):
         need = "positive" if flags.plan else "together with --plan: training measures its own time"
         raise UserError(f"--throughput={flags.throughput:g} is not valid; it must be {need}")
-    strays = [word for word in flags.only or [] if "=" not in word]  # config names that stood behind --only
-    flags.only = [word for word in flags.only or [] if "=" in word]
-    return flags, [*rest, *strays]
-
-
-def _name(words: Sequence[str]) -> str:
-    named = [w.removeprefix("--config=") for w in words if not w.startswith("--") or w.startswith("--config=")]
-    return Path(named[0]).stem if named else "run"
+    return flags, [*rest, *strays(flags)]
 
 
 def _plan(experiment: Experiment, throughput: float | None) -> int:
     from lth_scale.plan import plan
 
     for part in plan(experiment, throughput):
-        _console().print(part)
-    return _next("the same command without --plan")
+        console().print(part)
+    return following("the same command without --plan")
 
 
 def _launched() -> bool:
@@ -131,16 +133,14 @@ def _start(experiment: Experiment, words: Sequence[str]) -> int:
     from lth_scale import ranks
 
     if experiment.config.hardware.nodes > 1:
-        raise UserError(
-            "hardware.nodes > 1 needs a launcher on every node: srun lth run ..., or torchrun --nnodes=... -m lth_scale "
-            "run ..."
-        )
+        several = "srun lth run ..., or torchrun --nnodes=... -m lth_scale run ..."
+        raise UserError(f"hardware.nodes > 1 needs a launcher on every node: {several}")
     return ranks.start(words, experiment.config.hardware.devices, experiment.config.hardware.threads)
 
 
 def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> int:
     job = os.environ.get("SLURM_JOB_ID", "none")
-    if experiment.world > 1:
+    if experiment.world > 1 or (os.environ.keys() & {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} and _launched()):
         from lth_scale import ranks
 
         if ranks.train(experiment, chosen, job):
@@ -149,7 +149,7 @@ def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> 
     from lth_scale.launch import cores, launch
     from lth_scale.live import Display
 
-    with Display(experiment, _console()) as display:
+    with Display(experiment, console()) as display:
         board = launch(experiment, chosen, jobs or cores(), display, job)
     for task, reason in board.failed.items():
         print(f"lth: {task} failed: {reason}", file=sys.stderr)
@@ -164,36 +164,28 @@ def _conclude(experiment: Experiment) -> None:
     root = experiment.paths.root
     if not experiment.paths.results():
         return
-    _console().print(terminal_table(root))
-    _console().print(headline(root), soft_wrap=True)
+    console().print(terminal_table(root))
+    console().print(headline(root), soft_wrap=True)
     print(f"report: {write_report([root], root)}")
-    _next(f"lth status {root}")
+    following(f"lth status {root}")
 
 
 def _report(words: list[str]) -> int:
     from lth_scale.report import headline, terminal_table, write_report
 
-    parser = _parser("report")
-    parser.add_argument("runs", nargs="*")
-    parser.add_argument("--out")
-    flags = parser.parse_args(words)
+    made = parser("report")
+    made.add_argument("runs", nargs="*")
+    made.add_argument("--out")
+    flags = made.parse_args(words)
     if not flags.runs:
         raise UserError("report needs at least one run folder: lth report RUN...")
     runs = [Path(run) for run in flags.runs]
     out = Path(flags.out) if flags.out else runs[0]
     for run in runs:
-        _console().print(terminal_table(run))
-        _console().print(headline(run), soft_wrap=True)
+        console().print(terminal_table(run))
+        console().print(headline(run), soft_wrap=True)
     print(f"report: {write_report(runs, out)}")
-    return _next("open that page in a browser")
-
-
-def _status(words: list[str]) -> int:
-    from lth_scale.status import overview, status
-
-    flags = _parser("status", "run").parse_args(words)
-    _console().print(status(Path(flags.run)) if flags.run else overview(Path("runs")))
-    return _next(f"lth report {flags.run}" if flags.run else "lth status RUN")
+    return following("open that page in a browser")
 
 
 def _list(words: list[str]) -> int:
@@ -202,7 +194,7 @@ def _list(words: list[str]) -> int:
         raise unknown("list", " ".join(words), topics)
     for line in topics[words[0]]():
         print(line)
-    return _next("lth run CONFIG --plan")
+    return following("lth run CONFIG --plan")
 
 
 def _topics() -> dict[str, Callable[[], list[str]]]:
@@ -232,61 +224,55 @@ def _data(words: list[str]) -> int:
 def _prepare(words: list[str]) -> int:
     from lth_scale.data import prepare
 
-    parser = _parser("data prepare", "name")
-    parser.add_argument("--out")
-    parser.add_argument("--source", action="append")
+    made = parser("data prepare", "name")
+    made.add_argument("--out")
+    made.add_argument("--source", action="append")
     for option in ("--size", "--shard-size", "--max-side", "--jobs"):
-        parser.add_argument(option, type=int)
-    flags = parser.parse_args(words)
+        made.add_argument(option, type=int)
+    flags = made.parse_args(words)
     if not flags.name or not flags.out:
         raise UserError("data prepare needs a name and a folder: lth data prepare NAME --out DIR (lth list datasets)")
     options = {key: getattr(flags, key) for key in ("size", "shard_size", "max_side", "jobs")}
     print(prepare(flags.name, Path(flags.out), flags.source, **options))
-    return _next(f"lth data verify {flags.out}")
+    return following(f"lth data verify {flags.out}")
 
 
 def _verify(words: list[str]) -> int:
     from lth_scale.data import verify
 
-    parser = _parser("data verify", "folder")
-    parser.add_argument("--jobs", type=int)
-    flags = parser.parse_args(words)
+    made = parser("data verify", "folder")
+    made.add_argument("--jobs", type=int)
+    flags = made.parse_args(words)
     if not flags.folder:
         raise UserError("data verify needs a folder: lth data verify DIR")
     found = verify(Path(flags.folder), progress=True, jobs=flags.jobs)
     print(found)
-    return _next(f"lth run CONFIG --data.name={found.index.name} --data.dir={flags.folder}")
+    return following(f"lth run CONFIG --data.name={found.index.name} --data.dir={flags.folder}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, but its errors are this program's."""
+def _ticket(words: list[str]) -> int:
+    from lth_scale.export.commands import ticket
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.removeprefix('lth ')}: {message}")
-
-
-def _parser(command: str, optional: str | None = None) -> _Parser:
-    parser = _Parser(prog=f"lth {command}", allow_abbrev=False, add_help=False)
-    if optional:
-        parser.add_argument(optional, nargs="?")
-    return parser
+    return ticket(words)
 
 
-def _console() -> Console:
-    from rich.console import Console
+def _slurm(name: str) -> Callable[[list[str]], int]:
+    def command(words: list[str]) -> int:
+        return int(getattr(importlib.import_module("lth_scale.slurm.commands"), name)(words))
 
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
-def _next(command: str) -> int:
-    print(f"next: {command}")
-    return 0
+    return command
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
-    "status": _status,
+    "submit": _slurm("submit"),
+    "cancel": _slurm("cancel"),
+    "status": _slurm("status"),
     "report": _report,
     "list": _list,
     "data": _data,
+    "ticket": _ticket,
 }
+
+OF_JOBS = {"task": _slurm("task")}
+"""What only scripts of ``slurm/`` call."""

@@ -9,6 +9,14 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can mend; the message names the key, the value and what would be valid."""
 
+    code = 2  # of the process that ends with it
+
+
+class NotReady(UserError):
+    """What a task needs is not done yet."""
+
+    code = 3
+
 
 def unknown(key: str, value: object, choices: Iterable[str]) -> UserError:
     """The error for a value that is not one of ``choices``, with the nearest valid one suggested."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import socket
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth_scale import checkpoint, data, files, models, pruning, settings
+from lth_scale import checkpoint, data, files, models, pruning, settings, world
 from lth_scale import tasks as graph
 from lth_scale.arms import Sources, Start, arms, split_draw
 from lth_scale.checkpoint import State, Stored
@@ -78,7 +79,7 @@ class Experiment:
         config = self.config
         if config.prune.weights == "ema" and not config.train.ema:
             raise UserError("prune.weights='ema' is not valid without averages; set train.ema, or choose raw")
-        if config.train.ema and models.has_batchnorm(self.model(0)):
+        if config.train.ema and models.has_batchnorm(self.skeleton):
             raise UserError(
                 f"train.ema={config.train.ema} is not valid with {config.model.name}: running statistics of BatchNorm "
                 "belong to the weights, not to their averages; choose 0, or a model without BatchNorm"
@@ -94,6 +95,11 @@ class Experiment:
     def world(self) -> int:
         """Devices that share a global batch."""
         return self.config.hardware.devices * self.config.hardware.nodes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds a part of the model only."""
+        return self.world > 1 and self.config.hardware.sharded
 
     @property
     def micro_batch(self) -> int:
@@ -133,7 +139,7 @@ class Experiment:
     @cached_property
     def prunable(self) -> list[models.Prunable]:
         """The tensors that are pruned."""
-        return models.prunable(self.model(0))
+        return models.prunable(self.skeleton)
 
     @cached_property
     def plan(self) -> list[pruning.Planned]:
@@ -154,6 +160,15 @@ class Experiment:
         """A freshly initialised network."""
         return models.build(self.config.model, self.description.shape, self.description.classes, init)
 
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The network without values."""
+        return models.skeleton(self.config.model, self.description.shape, self.description.classes)
+
+    def built(self) -> nn.Module:
+        """A network whose values are about to be replaced; of one that is trained in shards no rank has the whole."""
+        return copy.deepcopy(self.skeleton) if self.sharded else self.model(0)
+
     def initial(self, init: int) -> State:
         """The same as a state at step 0."""
         model = self.model(init)
@@ -164,7 +179,8 @@ class Experiment:
         """The source state that the task's arm and the run's recipe name, on disk, and the mask. All ranks call it."""
         if task.round == 0:
             mask = Mask.ones({p.name: p.shape for p in self.prunable})
-            return Start(mask, self.initial(self.stream(task.seed, "init")), "initialisation", Clock.dense(self.total))
+            state = self._stored(self.paths.rewind(task.seed, 0), self.stream(task.seed, "init"))
+            return Start(mask, state, "initialisation", Clock.dense(self.total))
         self._require_theta_k(task.seed)
         arm, draw = split_draw(task.arm)
         before = self.paths.round(task.seed, "ticket", task.round - 1)
@@ -177,12 +193,22 @@ class Experiment:
                 mask=mask,
                 theta_k=lambda: Stored.open(self.paths.rewind(task.seed, self.k)),
                 theta_T=lambda: _final(before),
-                initial=self.initial,
+                initial=lambda i: self._stored(task.paths(self.paths).start, i) if self.sharded else self.initial(i),
                 recipe=self.recipe,
                 total=self.total,
                 fresh_noise=self.config.data.noise_per_round == "fresh",
             )
         )
+
+    def _stored(self, where: Path, init: int) -> Stored:
+        """A fresh initialisation, made by the first rank alone and read from disk: no rank needs the whole of it."""
+        if not checkpoint.sound(where):
+            world.on_first(lambda: self._store(where, init))
+        return Stored.open(where)
+
+    def _store(self, where: Path, init: int) -> None:
+        files.remove_folder(where)
+        checkpoint.save_state(where, self.initial(init))
 
     def _require_theta_k(self, seed: int) -> None:
         """All ranks share the reading. Raises UserError when the rewind point is missing or damaged."""
@@ -224,7 +250,7 @@ class Experiment:
 
 def _same_micro_batch(run: Experiment, there: int) -> Config:
     asked = run.config.train.micro_batch or there
-    smaller = asked < there and not models.has_batchnorm(run.model(0))
+    smaller = asked < there and not models.has_batchnorm(run.skeleton)
     if asked != there and not smaller:
         raise UserError(
             f"train.micro_batch={asked} differs from the run's {there}, which its results depend on "

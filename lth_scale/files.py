@@ -90,7 +90,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
         _place(path, data, os.link)  # exclusive, and never seen half written
         return True
     except UserError as error:
-        if isinstance(error.__cause__, FileExistsError):
+        if isinstance(error.__cause__, FileExistsError) and path.is_file():  # not: a file where a folder should be
             return False
         raise
 

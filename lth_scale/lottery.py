@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from lth_scale import claims, files, pruning, world
 from lth_scale.arms import Start
 from lth_scale.checkpoint import Source
-from lth_scale.errors import UserError
+from lth_scale.errors import NotReady
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
+from lth_scale.paths import RoundPaths
 from lth_scale.results import result
 from lth_scale.shards import EMA
 from lth_scale.tasks import Task
@@ -26,11 +28,11 @@ def run(experiment: Experiment, tasks: Iterable[Task], job: str = "none") -> Non
 def play(experiment: Experiment, task: Task, job: str = "none") -> None:
     """One round of one arm of one replicate: train what the mask left, prune, record.
 
-    Raises UserError when the round it needs is not done, or another live process works on this one.
+    Raises NotReady when the round it needs is not done, UserError when another live process works on it.
     """
     paths, following = task.paths(experiment.paths), experiment.paths.round(task.seed, "ticket", task.round + 1)
-    if task.needs and not task.needs.done(experiment.paths):
-        raise UserError(f"{task} is not ready: {task.needs} is not done")
+    if task.needs and not world.agreed(task.needs.done(experiment.paths)):
+        raise NotReady(f"{task} is not ready: {task.needs} is not done")
     with claims.claimed(paths.claims, job, only=world.first()) as claim:
         attempt = world.agreed(claim)
         if world.agreed(task.done(experiment.paths)):  # by another process, just now
@@ -38,14 +40,26 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
         world.on_first(lambda: _prepare(experiment, task, attempt))
         start = experiment.start(task)  # the source state that arm and recipe name, and the mask
         trained = train_round(_job(experiment, task, start, attempt))  # goes on by itself if it was interrupted
+        publish = partial(_publish, paths, attempt)
         if task.arm == "ticket":
             after = next_mask(experiment, start.mask, trained.final)
-            world.on_first(lambda: after.save(following.mask))
+            publish(lambda: after.save(following.mask))
         elif start.mask != experiment.ticket_mask(task):
-            world.on_first(lambda: start.mask.save(paths.mask))
-        world.on_first(  # the done marker
+            publish(lambda: start.mask.save(paths.mask))
+        publish(  # the done marker
             lambda: files.write_json(paths.result, result(experiment, task, start, trained, attempt))
         )
+        world.on_first(lambda: files.remove_folder(paths.start))
+
+
+def _publish(paths: RoundPaths, attempt: int, write: Callable[[], None]) -> None:
+    """Write what others will build on, unless another attempt has taken the round over meanwhile."""
+
+    def unless_overtaken() -> None:
+        claims.check(paths.claims, attempt)
+        write()
+
+    world.on_first(unless_overtaken)
 
 
 def next_mask(experiment: Experiment, mask: Mask, final: Source) -> Mask:
@@ -77,7 +91,7 @@ def _prepare(experiment: Experiment, task: Task, attempt: int) -> None:
 def _job(experiment: Experiment, task: Task, start: Start, attempt: int) -> Job:
     config, dense = experiment.config, task.round == 0
     return Job(
-        build=lambda: experiment.model(0),
+        build=experiment.built,
         dataset=experiment.dataset,
         data=config.data,
         train=config.train,

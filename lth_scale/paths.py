@@ -28,6 +28,11 @@ class RoundPaths:
         return self.folder / "checkpoint"
 
     @property
+    def start(self) -> Path:
+        """The initialisation of a control that is trained in shards, while it is trained."""
+        return self.folder / "start"
+
+    @property
     def claims(self) -> Path:
         """Holds ``NNNNNN`` files: who works on this round; the highest owns it."""
         return self.folder / "claims"
@@ -78,3 +83,49 @@ class RunPaths:
     def figures(self) -> Path:
         """Vector figures."""
         return self.root / "figures"
+
+    @property
+    def submit(self) -> SubmitPaths:
+        """What was sent to a cluster."""
+        return SubmitPaths(self.root)
+
+
+@dataclass(frozen=True)
+class SubmitPaths:
+    """The files that jobs of a cluster share; ``run`` is the run folder."""
+
+    run: Path
+
+    @property
+    def folder(self) -> Path:
+        """Holds them all."""
+        return self.run / "submit"
+
+    @property
+    def seeds(self) -> Path:
+        """The seeds in order of their index in job arrays; only ever appended to."""
+        return self.folder / "seeds.json"
+
+    @property
+    def site(self) -> Path:
+        """Shell lines that every job begins with."""
+        return self.folder / "site.sh"
+
+    @property
+    def cluster(self) -> Path:
+        """The cluster file in use."""
+        return self.folder / "cluster.yaml"
+
+    @property
+    def claims(self) -> Path:
+        """Who is submitting."""
+        return self.folder / "claims"
+
+    @property
+    def logs(self) -> Path:
+        """What jobs print."""
+        return self.folder / "logs"
+
+    def tries(self, seed: int, arm: str, number: int) -> Path:
+        """How often a round's job has failed without a step gained."""
+        return self.folder / "tries" / f"seed_{seed}-{arm}-{number:02d}.json"

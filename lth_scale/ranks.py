@@ -168,7 +168,9 @@ def _conclude(ranks: Sequence[Rank], heard: Sequence[int]) -> int:
         return 128 + signal.SIGINT
     kind, message, code = _verdict(min(failed, key=_first), failed, heard)
     if kind == "user":
-        raise UserError(message)
+        error = UserError(message)
+        error.code = code
+        raise error
     print(f"lth: {message}; {CONTINUES}", file=sys.stderr)
     return code
 
@@ -188,8 +190,9 @@ def _verdict(cause: Rank, failed: Sequence[Rank], heard: Sequence[int]) -> tuple
         if kind == "lost":
             return kind, f"{hung} hung: {message}" if hung else f"rank {number}: {message}", 1
         return kind, f"rank {number} failed: {message}" if kind == "error" else message, code
-    if -code in heard:
-        return "stopped", f"stopped by {signal.Signals(-code).name}", 128 - code
+    for sent in (-code, code - 128):  # before it heeded signals
+        if sent in heard:
+            return "stopped", f"stopped by {signal.Signals(sent).name}", 128 + sent
     if code < 0:
         return "error", f"rank {number} was killed by {signal.Signals(-code).name}", 1
     return "error", f"rank {number} failed (exit code {code})", 1
@@ -212,11 +215,11 @@ def train(experiment: Experiment, tasks: Sequence[Task], job: str) -> bool:
     return joined(experiment.config.hardware, lambda: lottery.run(experiment, tasks, job))
 
 
-def joined(hardware: Hardware, action: Callable[[], None]) -> bool:
-    """Do something as one of the ranks; whether this is the first.
+def joined(hardware: Hardware, action: Callable[[], None], stopped: int | None = None) -> bool:
+    """Do something as one of the ranks, or alone; whether this is the first.
 
-    An error, or a stop, ends the process here: exit code 2 for a mistake of the user's, 128 + the signal for a stop, 1
-    otherwise. A launcher of ours speaks of it, else the rank itself.
+    An error, or a stop, ends the process here: exit code 2 for a mistake of the user's, ``stopped`` or 128 + the signal
+    for a stop, 1 otherwise. A launcher of ours speaks of it, else the rank itself.
     """
     import torch
 
@@ -229,16 +232,18 @@ def joined(hardware: Hardware, action: Callable[[], None]) -> bool:
     torch.set_num_threads(hardware.threads)
     with stopping.heeding():
         try:
-            environment.join(hardware)
+            if several := hardware.devices * hardware.nodes > 1 or environment.launched():
+                environment.join(hardware)
             action()
             first = world.first()
-            environment.leave()
+            if several:
+                environment.leave()
             return first
         except BaseException as error:
-            _end(error, hardware.timeout)
+            _end(error, hardware.timeout, stopped)
 
 
-def _end(error: BaseException, timeout: int) -> NoReturn:
+def _end(error: BaseException, timeout: int, stopped: int | None) -> NoReturn:
     """Say why, and end at once: whoever leaves the others in good order waits for them, who may be gone or hang."""
     from lth_scale import world
 
@@ -250,27 +255,28 @@ def _end(error: BaseException, timeout: int) -> NoReturn:
         print(f"lth: {speaker}{message}" + f"; {CONTINUES}" * (kind != "user"), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(stopped if kind == "stopped" and stopped is not None else code)
 
 
 def _reason(error: BaseException, timeout: int) -> tuple[Kind, str, int]:
     """Kind, message and exit code of what ended a rank."""
-    from lth_scale.training import environment, stopping
-
     if isinstance(error, UserError):
-        return "user", str(error), 2
-    if isinstance(error, stopping.Stopped):
-        return "stopped", str(error), 128 + error.number
+        return "user", str(error), error.code
     if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning makes the one of the other
         return "stopped", "stopped", 128 + signal.SIGINT
+    from lth_scale.training import environment, stopping
+
+    if isinstance(error, stopping.Stopped):
+        return "stopped", str(error), 128 + error.number
     if lost := environment.lost(error, timeout):
         return "lost", lost, 1
     return "error", f"{type(error).__name__}: {error}", 1
 
 
-def record(error: UserError) -> bool:
+def record(error: UserError | KeyboardInterrupt) -> bool:
     """Leave a rank's error to whoever started it, so that of many ranks one speaks; whether there is anybody."""
-    return _told("user", str(error))
+    kind, message, _ = _reason(error, 0)
+    return _told(kind, message)
 
 
 def _told(kind: Kind, message: str) -> bool:

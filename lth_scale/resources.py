@@ -24,3 +24,15 @@ def cache() -> Path:
     """What can be made or fetched again: ``$XDG_CACHE_HOME/lth_scale``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "lth_scale"
+
+
+def file(folder: str, name: str) -> Path:
+    """One file of a shipped folder; in a wheel ``slurm`` holds code as well.
+
+    Raises:
+        FileNotFoundError: it is in neither place, so the installation is broken.
+    """
+    for candidate in (PACKAGE / folder / name, PACKAGE.parent / folder / name):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"{folder}/{name} is neither in {PACKAGE} nor beside it; install lth_scale anew")

@@ -65,7 +65,7 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
 
 
 def _density(experiment: Experiment, mask: Mask) -> dict[str, Any]:
-    every = sum(p.numel() for p in experiment.model(0).parameters())
+    every = sum(p.numel() for p in experiment.skeleton.parameters())
     kinds = {p.name: p.kind for p in experiment.prunable}
     counts = mask.counts()
     return {
@@ -76,9 +76,13 @@ def _density(experiment: Experiment, mask: Mask) -> dict[str, Any]:
 
 
 def flags(experiment: Experiment, mask: Mask, curves: Curves) -> list[str]:
-    """What a reader of the numbers should know: emptied tensors, no path from input to output, divergence."""
+    """What a reader of the numbers should know: emptied tensors, no path from input to output, divergence.
+
+    Of a model trained in shards, paths are not followed.
+    """
     found = [f"empty: {name}" for name, (kept, _) in mask.counts().items() if kept == 0]
-    if not models.connected(experiment.model(0), mask, experiment.description.shape):
+    whole = not experiment.sharded  # following all paths takes a copy of the whole model
+    if whole and not models.connected(experiment.model(0), mask, experiment.description.shape):
         found.append("disconnected")
     if not all(math.isfinite(row.loss) for row in curves.rows):
         found.append("diverged")
@@ -115,7 +119,7 @@ def _row(rows: Iterable[Measure]) -> dict[str, Any]:
 
 
 def _flops(experiment: Experiment, mask: Mask, samples: int) -> dict[str, float]:
-    model, shape = experiment.model(0), experiment.description.shape
+    model, shape = experiment.skeleton, experiment.description.shape
     macs, fixed = models.macs(model, shape), models.macs_fixed(model, shape)
     sparse = sum(count * kept / numel for n, count in macs.items() for kept, numel in [mask.counts()[n]])
     per_mac = FLOPS_PER_MAC * models.FORWARD_AND_BACKWARD * samples

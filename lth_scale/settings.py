@@ -128,6 +128,12 @@ def _one_line(text: str) -> str:
     return joined[:600]
 
 
+def run_folder(arguments: Sequence[str], config: Config) -> Path:
+    """Where a run goes whose words name no folder: ``runs/NAME-HASH``, after its first config file."""
+    named = [value for key, value in _pairs(arguments) if key == "--config"]
+    return Path("runs") / f"{Path(named[0]).stem if named else 'run'}-{digest(config)}"
+
+
 def resolve(name: str) -> Path:
     """A config file's path, or the shipped config of that bare name. Raises UserError naming the shipped ones."""
     if Path(name).suffix in (".yaml", ".yml") or "/" in name:

@@ -19,7 +19,7 @@ def state(task: Task, paths: RunPaths) -> str:
         return "done"
     owner = claims.holder(task.paths(paths).claims)
     if owner is not None:
-        return "running" if claims.alive(owner) else "interrupted"
+        return "running" if claims.alive(owner, task.paths(paths).claims) else "interrupted"
     return "ready" if task.needs is None or task.needs.done(paths) else "waiting"
 
 

@@ -12,7 +12,7 @@ import rank_worker
 from proofs import ended, fork, gone, kill
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-import deepspeed  # noqa: E402, F401  # takes seconds, so not in every fork
+import deepspeed  # noqa: F401  # takes seconds, so not in every fork
 
 
 def on_ranks(count: int, jobs: Sequence[dict[str, Any]], limit: float = 200) -> None:

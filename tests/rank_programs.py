@@ -22,7 +22,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lth_scale import ranks, world
 from lth_scale.config import Hardware, Train
-from lth_scale.errors import UserError
+from lth_scale.errors import NotReady
 from lth_scale.training import environment, stopping, strategies
 
 PAUSE = float(os.environ.get("PAUSE", "0.01"))  # seconds of a step
@@ -140,7 +140,7 @@ def loop(folder: Path, fault: str = "", at: str = "0", rank: str = "1") -> None:
 
 
 def mistake() -> None:
-    raise UserError("data.dir='nowhere' is not a folder")
+    raise NotReady("data.dir='nowhere' is not a folder")
 
 
 def bug() -> None:

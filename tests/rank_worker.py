@@ -1,6 +1,6 @@
 """What each rank of a test runs: jobs, one after the other, in one process group.
 
-A job: ``{"words": [...], "out": DIR}`` plays a whole run; with ``"masks": [folders]`` it selects masks from stored states;
+A job: ``{"words": [...], "out": DIR}`` plays a whole run; with ``"masks": [folders]`` it selects masks from states;
 ``"losses": FILE`` records the training loss of each step; ``"stop": STEP`` leaves after that step's checkpoint.
 """
 

@@ -57,8 +57,9 @@ def test_an_error_of_one_rank_is_told_once(fault: str, message: str, launch: Lau
 
 
 def test_a_mistake_of_the_users_is_raised(launch: Launch, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"^data.dir='nowhere' is not a folder$"):
+    with pytest.raises(UserError, match=r"^data.dir='nowhere' is not a folder$") as mistake:
         launch("loop", "mistake", "7")
+    assert mistake.value.code == 3
     assert capfd.readouterr().err == ""
 
 
@@ -97,11 +98,23 @@ def test_a_second_interrupt_ends_ranks_that_never_heed_one(launch: Launch, tmp_p
     assert not notes(tmp_path, "done")
 
 
-def test_a_signal_before_ranks_are_ready_ends_them(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    script = f"import os, time; open({str(tmp_path)!r} + '/pid.' + os.environ['RANK'], 'w').write('1'); time.sleep(60)"
-    when_running(tmp_path, 2, lambda pids: os.kill(os.getpid(), signal.SIGTERM))
-    assert ranks.launch([sys.executable, "-c", script], 2, 1) == 143
-    assert capfd.readouterr().err == f"lth: stopped by SIGTERM{CONTINUES}"
+@pytest.mark.parametrize("caught", [False, True])
+def test_a_signal_before_ranks_are_ready_ends_them(
+    caught: bool, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By its default action, or by an exception of Python's, which the command line turns into an exit code."""
+    number = signal.SIGINT if caught else signal.SIGTERM
+    script = f"""
+import os, sys, time
+try:
+    open({str(tmp_path)!r} + "/pid." + os.environ["RANK"], "w").write("1")
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    when_running(tmp_path, 2, lambda pids: os.kill(os.getpid(), number))
+    assert ranks.launch([sys.executable, "-c", script], 2, 1) == 128 + number
+    assert capfd.readouterr().err == f"lth: stopped by {number.name}{CONTINUES}"
 
 
 # --- torchrun ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tiny_runs import (
 )
 from torch.nn import functional
 
-from lth_scale import checkpoint, files, lottery, results, settings
+from lth_scale import checkpoint, lottery, results, settings
 from lth_scale.checkpoint import State
 from lth_scale.config import Rates
 from lth_scale.data import Split

@@ -32,7 +32,7 @@ from tiny_runs import (
     tiny,
 )
 
-from lth_scale import checkpoint, lottery
+from lth_scale import lottery
 from lth_scale.checkpoint import Source, State
 from lth_scale.data import Batches
 from lth_scale.experiment import Experiment

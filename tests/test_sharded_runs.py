@@ -164,7 +164,7 @@ def test_more_ranks_agree_on_the_first_losses(many: tuple[int, Path], two: Path)
 
 
 def test_masks_of_stored_weights_are_equal_at_every_rank_count(two: Path, tmp_path: Path) -> None:
-    """The states of all strategies, which are stored in other ranges, at 1 to 4 ranks; and over the layers one by one."""
+    """The states of all strategies, stored in other ranges, at 1 to 4 ranks; and over the layers one by one."""
     net = "resnet nesterov"
     folders = [final_folder(two / net / s, 1) for s in ("one", *STRATEGIES)]
     under = RunPaths(two / net / "one").round(0, "ticket", 1).mask

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import strategy_jobs as jobs
 import torch
-from strategy_jobs import call, on_ranks, same
+from strategy_fits import STEPS, net, same
+from strategy_jobs import call, on_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -25,7 +26,7 @@ def test_training_is_that_of_ddp_bit_for_bit(strategy: str, tmp_path: Path) -> N
     pairs = [*zip(answers[:3], answers[3:6], strict=True), (answers[6], answers[7])]
     for expected, found in pairs:
         assert found["losses"] == expected["losses"]
-        assert len(found["gradients"]) == len(expected["gradients"]) == jobs.STEPS
+        assert len(found["gradients"]) == len(expected["gradients"]) == STEPS
         assert all(same(a, b) for a, b in zip(found["gradients"], expected["gradients"], strict=True))
         assert same(found["weights"], expected["weights"])
         for key in set(expected["state"]) - {"step"}:
@@ -89,7 +90,7 @@ def test_the_clip_norm_counts_surviving_gradients_only(strategy: str, tmp_path: 
 def test_accumulation_counts_and_scales_global_batches(strategy: str, tmp_path: Path) -> None:
     calls = [call(jobs.training, name, "sgd", accumulate=2) for name in ("ddp", strategy)]
     expected, found = on_ranks(2, calls, tmp_path)
-    assert len(found["gradients"]) == jobs.STEPS  # once a global batch
+    assert len(found["gradients"]) == STEPS  # once a global batch
     for name, weights in expected["weights"].items():
         torch.testing.assert_close(found["weights"][name], weights, rtol=1e-5, atol=1e-6)
 
@@ -106,10 +107,16 @@ def test_an_infinite_gradient_is_not_passed_over_in_silence(strategy: str, tmp_p
 
 
 def test_parts_make_up_every_tensor_on_three_ranks(tmp_path: Path) -> None:
-    total = sum(p.numel() for p in jobs.net().parameters())
+    total = sum(p.numel() for p in net().parameters())
     for held in on_ranks(3, [call(jobs.sizes, strategy) for strategy in SHARDED], tmp_path):
         assert sum(held) == total
         assert max(held) < 0.5 * total
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_a_training_leaves_nothing_behind(strategy: str, tmp_path: Path) -> None:
+    (found,) = on_ranks(2, [call(jobs.leftovers, strategy)], tmp_path)
+    assert found == {"kept": [0, 0, 0], "timeouts": {jobs.TIMEOUT}, "linear": True}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -32,7 +32,7 @@ from tiny_runs import (
 from torch.optim.optimizer import Optimizer
 
 from lth_scale import lottery, pruning
-from lth_scale.checkpoint import Composite, Source, State
+from lth_scale.checkpoint import Composite, Source
 from lth_scale.config import Rates, Train
 from lth_scale.data import Split
 from lth_scale.masks import Mask

@@ -48,9 +48,26 @@ counts, and b is that of the most ranks measured.
 """
 
 
+MEMORY = """\
+`tools/bench_memory.py`: two rounds of a network of 203 million weights by 2 ranks, and the highest sample of each
+rank's anonymous memory by phase; mapped files belong to the system's cache. The mask at work takes one byte a local
+weight, 97 MiB here. Limit: beyond the mask no phase passes the peak of training the dense network by more than 64 MiB.
+"""
+
+GPU = """\
+Nothing was run on a GPU. On a node with two or more, `python tools/gpu_matrix.py --devices 2 --precision bf16 --out
+results/gpu_matrix.csv` runs every strategy over nccl and compares their tickets.
+"""
+
+
 def page(results: Path) -> str:
     """The whole text."""
-    return "\n".join([TOP, *_training(results), *_data(results), *_pruning(results), *_sharded(results)]) + "\n"
+    return (
+        "\n".join(
+            [TOP, *_training(results), *_data(results), *_pruning(results), *_sharded(results), *_memory(results)]
+        )
+        + "\n"
+    )
 
 
 def _training(results: Path) -> Iterator[str]:
@@ -80,6 +97,13 @@ def _sharded(results: Path) -> Iterator[str]:
     yield "## Pruning over ranks\n" + SHARDED
     yield from _table(results / "bench_sharded_pruning.csv")
     yield from _machine(results / "bench_sharded_pruning.csv")
+
+
+def _memory(results: Path) -> Iterator[str]:
+    yield "## Memory of training in shards\n" + MEMORY
+    yield from _table(results / "bench_memory.csv")
+    yield from _machine(results / "bench_memory.csv")
+    yield "## On GPUs\n" + GPU
 
 
 def _table(path: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from lth_scale.checkpoint import Composite, Source, State
+from lth_scale.checkpoint import Composite, Source
 from lth_scale.masks import Mask
 from lth_scale.registry import Registry
 from lth_scale.rewinding import Clock, Recipe, clock
@@ -38,7 +38,7 @@ class Sources:
     mask: Mask
     theta_k: Callable[[], Source]
     theta_T: Callable[[], Source]
-    initial: Callable[[int], State]
+    initial: Callable[[int], Source]
     recipe: Recipe
     total: int
     fresh_noise: bool
@@ -60,7 +60,7 @@ class Sources:
             return self.recipe
         return replace(self.recipe, weights="k", buffers="k", optimizer="k")
 
-    def fresh(self) -> State:
+    def fresh(self) -> Source:
         """An initialisation of this (replicate, round, draw)'s own."""
         return self.initial(derive(self.mask_seed, "reinit", self.number, self.draw))
 

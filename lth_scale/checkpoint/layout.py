@@ -104,9 +104,10 @@ def _require_exact(key: str, pieces: Sequence[Range]) -> None:
         raise ValueError(f"ranges of {key} end at {at}, its size is {numel}")
 
 
-def header(ranges: Iterable[Range]) -> tuple[bytes, list[Range]]:
+def header(ranges: Iterable[Range], metadata: Mapping[str, str] | None = None) -> tuple[bytes, list[Range]]:
     """(What a safetensors file of these begins with, the order in which their bytes follow), as the library has it."""
-    order, table, at = sorted(ranges, key=lambda piece: (_PLACE[piece.dtype], piece.name)), {}, 0
+    order, at = sorted(ranges, key=lambda piece: (_PLACE[piece.dtype], piece.name)), 0
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for piece in order:
         end = at + piece.length * piece.dtype.itemsize
         table[piece.name] = {

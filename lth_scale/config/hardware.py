@@ -42,6 +42,9 @@ class Hardware:
             raise self._refused("precision", "no gradient scaler works over shards here; choose bf16 or fp32")
         if self.sharded and self.channels_last:
             raise self._refused("channels_last", "shards are cut from tensors laid out row after row; choose false")
+        if self.strategy == "deepspeed_stage_3" and self.compile:
+            why = "DeepSpeed gathers each layer's weights in hooks, which torch compiles anew until it gives up"
+            raise self._refused("compile", f"{why}; choose false, deepspeed_stage_2, fsdp2")
 
     def _refused(self, key: str, why: str) -> UserError:
         value = getattr(self, key)

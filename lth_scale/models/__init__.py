@@ -5,6 +5,7 @@ from __future__ import annotations
 from lth_scale.models import conv, lenet, resnet_cifar, vgg  # noqa: F401  (each enters its models in the table)
 from lth_scale.models.base import models as models
 from lth_scale.models.building import build as build
+from lth_scale.models.building import skeleton as skeleton
 from lth_scale.models.connectivity import connected as connected
 from lth_scale.models.flops import FORWARD_AND_BACKWARD as FORWARD_AND_BACKWARD
 from lth_scale.models.flops import macs as macs

@@ -38,6 +38,12 @@ def build(model: config.Model, shape: Shape, classes: int, seed: int) -> nn.Modu
     return network
 
 
+def skeleton(model: config.Model, shape: Shape, classes: int) -> nn.Module:
+    """The same network on the device ``meta``: names, shapes and layers, without values and memory; raises as build."""
+    with torch.device("meta"):
+        return _construct(model, shape, classes)
+
+
 def _construct(model: config.Model, shape: Shape, classes: int) -> nn.Module:
     if model.width and not model.name.startswith("resnet"):
         raise UserError(

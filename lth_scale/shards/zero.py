@@ -84,7 +84,7 @@ class ZeroShards(Shards):
     def gradients(self) -> dict[str, torch.Tensor]:
         """Empty between the micro-batches of one global batch: Lightning's hook fires after each of them."""
         averaged = self._zero.averaged_gradients
-        if not self._zero.is_gradient_accumulation_boundary:
+        if not self._zero.is_gradient_accumulation_boundary():
             return {}
         return {
             name: averaged[place.owner][place.index].reshape(-1)[: place.length]

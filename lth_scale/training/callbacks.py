@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -50,14 +51,17 @@ class Begin(Part):
 
     Args:
         load: opens the state that training must start from, mask applied, on disk anew.
+        scaler: of the loss, with fp16, where an interrupted round goes on.
     """
 
-    def __init__(self, load: Callable[[], Source]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Source], scaler: Mapping[str, Any] | None = None) -> None:
+        self._load, self._scaler = load, dict(scaler or {})
 
     def on_start(self, trainer: pl.Trainer, module: Classifier) -> None:
         """Restore, then compare with a second reading: a start that aliases or forgets something cannot pass."""
         restore(module.shards, self._load())
+        if self._scaler:
+            trainer.precision_plugin.load_state_dict(self._scaler)
         prove_start(module.shards, self._load())
 
 
@@ -101,6 +105,29 @@ def require_zeros(masking: Masking) -> None:
         raise RuntimeError(f"pruned weights, or their optimizer state, are not zero: {revived}")
 
 
+class Statistics(Part):
+    """BatchNorm's running statistics: the mean over ranks after every step, as each rank has seen other images.
+
+    Averaging only where a state is looked at would make its bits depend on where that was.
+    """
+
+    def on_start(self, trainer: pl.Trainer, module: Classifier) -> None:
+        """Find them."""
+        layers = [layer for layer in module.model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+        self._buffers = [buffer for buffer in buffers if buffer is not None]
+
+    @torch.no_grad()
+    def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
+        """Average them, as one."""
+        if world.size() == 1 or not self._buffers:
+            return
+        together = torch.cat(self._buffers)
+        dist.all_reduce(together)
+        together /= world.size()
+        torch._foreach_copy_(self._buffers, together.split([len(buffer) for buffer in self._buffers]))
+
+
 class RewindPoints(Part):
     """Stores theta_k during the dense pass.
 
@@ -119,11 +146,9 @@ class RewindPoints(Part):
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Store, once."""
         folder = self._folders.get(step)
-        if folder is not None:
-            average_buffers(module.model)
-            if not checkpoint.sound(folder):
-                world.on_first(lambda: files.remove_folder(folder))  # a damaged one
-                checkpoint.save(folder, parts(module.shards), step)
+        if folder is not None and not checkpoint.sound(folder):
+            world.on_first(lambda: files.remove_folder(folder))  # a damaged one
+            checkpoint.save(folder, parts(module.shards), step)
         if step == self._break_at:
             module.shards.allocate({})
             if module.shards.averages:
@@ -153,7 +178,6 @@ class Evaluation(Part):
         if step % self._every and step not in self._marks:
             return
         with self._watch.timing("evaluation"), averaged(module.shards):
-            average_buffers(module.model)
             self._measure(module, step, self._grid)
             lowest = self._curves.minimum()
             if step in self._marks or (lowest is not None and lowest.step == step):
@@ -195,19 +219,8 @@ class Checkpoints(Part):
     def save(self, module: Classifier, step: int) -> None:
         """Publish the state at this step."""
         with self._watch.timing("checkpoint"):
-            average_buffers(module.model)
             self._curves.sync()
             state = parts(module.shards, optimizer=step != self._stop or self._keep_optimizer)
-            path = checkpoint.publish(self._folder, state, step, self._attempt, {"seconds": self._watch.read()})
+            extra = {"seconds": self._watch.read(), "scaler": module.trainer.precision_plugin.state_dict()}
+            path = checkpoint.publish(self._folder, state, step, self._attempt, extra)
         self.finished = path if step == self._stop else None
-
-
-@torch.no_grad()
-def average_buffers(model: nn.Module) -> None:
-    """BatchNorm statistics: the mean over ranks, as each rank has seen other images."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()

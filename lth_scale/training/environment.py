@@ -102,6 +102,10 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
+PAIR_CLOSED = "Application timeout caused pair closure"
+"""All that gloo says where another collective over the same connection was the first to time out."""
+
+
 def lost(error: BaseException, timeout: int) -> str | None:
     """What to say of an error that only means that another rank is gone or hangs; None of any other error.
 
@@ -110,7 +114,8 @@ def lost(error: BaseException, timeout: int) -> str | None:
         timeout: ``hardware.timeout``.
     """
     told = str(error)
-    if not isinstance(error, dist.DistError) and ("gloo/transport" not in told or "enforce fail" in told):
+    ours = isinstance(error, dist.DistError) or PAIR_CLOSED in told
+    if not ours and ("gloo/transport" not in told or "enforce fail" in told):
         return None
     if "timeout" in told.lower() or "timed out" in told.lower():
         return f"no answer from another rank for {timeout} s (hardware.timeout)"

@@ -22,6 +22,8 @@ from lth_scale.training.evaluation import prepared
 from lth_scale.training.mixing import Mixing
 from lth_scale.training.schedule import Schedule
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what autocast computes in; masters stay fp32
+
 
 class Classifier(pl.LightningModule):
     """Cross-entropy training of a model; the step counter is the only thing its learning rate and its noise depend on.
@@ -85,7 +87,8 @@ class Classifier(pl.LightningModule):
             images, targets = self._mixing(images, targets, self.step, self._part(index))
         if self._noisy:
             torch.manual_seed(derive(self._dropout, "dropout", self.step, self._part(index)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._hardware.precision == "bf16"):
+        half = HALF.get(self._hardware.precision)
+        with torch.autocast(self.device.type, half, enabled=half is not None):
             logits = self.model(images)
             return functional.cross_entropy(logits, targets, label_smoothing=self._config.label_smoothing)
 
@@ -93,6 +96,8 @@ class Classifier(pl.LightningModule):
         """Lightning's hook, before the optimizers are made: where the strategy cuts the model into shards."""
         if self._hardware.strategy == "fsdp2" and world.size() > 1:
             strategies.shard(self.model)
+        if next(self.model.parameters()).is_meta:
+            self.model.to_empty(device=self.trainer.strategy.root_device)
 
     def _part(self, index: int) -> int:
         """The micro-batch's place in the global batch, whoever computes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -102,6 +103,8 @@ def train_round(job: Job) -> Trained:
     trainer = _trainer(job, _callback(job, where, curves, watch, saver), job.start.clock.stop - step)
     stopping.take_over(trainer)
     trainer.fit(_module(job, step), train_dataloaders=_batches(job, step))
+    del trainer
+    gc.collect()  # a Trainer, its strategy and its model refer to one another
     if saver.finished is None:
         raise KeyboardInterrupt  # Lightning ends a fit early only for a signal, and quietly
     return Trained(Stored.open(saver.finished), curves, watch.read())
@@ -132,12 +135,13 @@ def _callback(
     job: Job, where: Path | None, curves: Curves, watch: parts.Stopwatch, saver: parts.Checkpoints
 ) -> pl.Callback:
     every = steps(job.train.eval_every, job.steps_per_epoch, "train.eval_every")
-    begin = parts.Begin(lambda: Stored.open(where) if where else job.reload())
+    scaler = Stored.open(where).extra.get("scaler") if where else None
+    begin = parts.Begin(lambda: Stored.open(where) if where else job.reload(), scaler)
     zeros = [parts.Zeros(job.start.mask)] if job.masked else []
     average = [Average(job.train.ema)] if job.train.ema else []
     points = parts.RewindPoints(job.rewind_points, job.break_at)
     evaluation = parts.Evaluation(job.dataset, every, job.marks, curves, watch)
-    return Parts([begin, *zeros, *average, points, evaluation, Stop(saver.save), saver])
+    return Parts([begin, *zeros, parts.Statistics(), *average, points, evaluation, Stop(saver.save), saver])
 
 
 def _module(job: Job, first: int) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -135,9 +136,12 @@ class Zero(DeepSpeedStrategy):
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
-        """Tell DeepSpeed of the process group."""
+        """Tell DeepSpeed of the process group; one of its own would wait half an hour for a rank that hangs."""
+        from deepspeed.utils import groups
+
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+        groups._WORLD_GROUP = dist.group.WORLD
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         """Lightning's cannot name the device where it is a CPU."""
@@ -159,16 +163,29 @@ class Zero(DeepSpeedStrategy):
         """Lightning has divided the loss by the number of micro-batches already."""
         return super().backward(closure_loss, *arguments, scale_wrt_gas=False, **options)
 
-    def teardown(self) -> None:
-        """Lightning's; and torch's linear layer is put back, which stage 3 replaces for the whole process."""
-        super().teardown()
-        from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patches
-
-        nn.functional.linear = getattr(Patches, "linear_bk", nn.functional.linear)
-
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], *arguments: Any, **options: Any) -> Any:
         """Raise UserError where DeepSpeed passes over steps, which it does silently and for ever."""
         result = super().optimizer_step(optimizer, closure, *arguments, **options)
         if getattr(self.optimizers[0], "overflow", False):
             raise UserError("the gradient's norm is infinite or NaN; choose a lower train.lr or a longer train.warmup")
         return result
+
+    def teardown(self) -> None:
+        """Lightning's, and undo what DeepSpeed does to the process, which a next round begins in."""
+        engine: Any = self.model
+        if hasattr(engine, "destroy"):
+            engine.destroy()
+        super().teardown()
+        _forget()
+
+
+def _forget() -> None:
+    """Empty DeepSpeed's global lists and caches of what was trained, and put torch's own function back."""
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters, partitioned_param_coordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    coordinator: Any = partitioned_param_coordinator.PartitionedParameterCoordinator
+    cached = inspect.getclosurevars(coordinator._PartitionedParameterCoordinator__params_to_release)
+    cached.nonlocals["func"].cache_clear()
+    patches = partition_parameters.InsertPostInitMethodToModuleSubClasses
+    nn.functional.linear = getattr(patches, "linear_bk", nn.functional.linear)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
@@ -248,4 +250,21 @@ def serve(reader: Reader, keys: Iterable[Key], workers: int) -> Iterator[Served]
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # a loader draws a seed, which must not come from the global one
     )
-    return iter(loader)
+    with _deaf():
+        return iter(loader)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started inside never see the signals that ask a run to stop: ranks finish their step first.
+
+    The resource tracker of multiprocessing unblocks two of them as it starts, so it starts before.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
