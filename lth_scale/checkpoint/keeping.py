@@ -58,11 +58,11 @@ def publish(folder: Path, parts: Iterable[Part], step: int, attempt: int, extra:
     path = folder / f"step_{step:08d}.attempt_{attempt}"
     save(path, parts, step, extra)
     opened(path)
-    world.on_first(lambda: _remove_all_but(path))
+    world.on_first(lambda: _remove_older(path))
     return path
 
 
-def _remove_all_but(path: Path) -> None:
-    for old in candidates(path.parent):
-        if old != path:
-            files.remove_folder(old)
+def _remove_older(path: Path) -> None:
+    every = candidates(path.parent)
+    for old in every[every.index(path) + 1 :]:  # none of a later attempt's
+        files.remove_folder(old)
