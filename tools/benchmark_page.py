@@ -62,48 +62,23 @@ results/gpu_matrix.csv` runs every strategy over nccl and compares their tickets
 
 def page(results: Path) -> str:
     """The whole text."""
-    return (
-        "\n".join(
-            [TOP, *_training(results), *_data(results), *_pruning(results), *_sharded(results), *_memory(results)]
-        )
-        + "\n"
-    )
+    sections = [
+        _section("Training", TRAINING, results / "bench_training.csv"),
+        _section("Reading and decoding images", DATA, results / "bench_data.csv"),
+        _section("Pruning", PRUNING, results / "bench_pruning.csv"),
+        _section("Pruning over ranks", SHARDED, results / "bench_sharded_pruning.csv"),
+        _section("Memory of training in shards", MEMORY, results / "bench_memory.csv"),
+    ]
+    return "\n".join([TOP, *(line for section in sections for line in section), f"## On GPUs\n{GPU}"]) + "\n"
 
 
-def _training(results: Path) -> Iterator[str]:
-    yield "## Training\n" + TRAINING
-    yield from _table(results / "bench_training.csv")
-    yield from _machine(results / "bench_training.csv")
-
-
-def _data(results: Path) -> Iterator[str]:
-    yield "## Reading and decoding images\n" + DATA
-    yield from _table(results / "bench_data.csv")
-    yield from _machine(results / "bench_data.csv")
-
-
-def _machine(path: Path) -> Iterator[str]:
+def _section(title: str, text: str, path: Path) -> Iterator[str]:
+    """What was measured and how, the table, and the machine where one is named."""
+    yield f"## {title}\n{text}"
+    yield from _table(path)
     machine = path.with_suffix(".machine.txt")
     if machine.is_file():
         yield f"{machine.read_text().strip()}.\n"
-
-
-def _pruning(results: Path) -> Iterator[str]:
-    yield "## Pruning\n" + PRUNING
-    yield from _table(results / "bench_pruning.csv")
-
-
-def _sharded(results: Path) -> Iterator[str]:
-    yield "## Pruning over ranks\n" + SHARDED
-    yield from _table(results / "bench_sharded_pruning.csv")
-    yield from _machine(results / "bench_sharded_pruning.csv")
-
-
-def _memory(results: Path) -> Iterator[str]:
-    yield "## Memory of training in shards\n" + MEMORY
-    yield from _table(results / "bench_memory.csv")
-    yield from _machine(results / "bench_memory.csv")
-    yield "## On GPUs\n" + GPU
 
 
 def _table(path: Path) -> Iterator[str]:
