@@ -13,6 +13,7 @@ import torch.distributed as dist
 from proofs import ended, fork, gone, kill
 
 from lth_scale.checkpoint import Part, Source, State, writing
+from lth_scale.checkpoint.source import assembled
 
 SHAPES = {
     "weights/fc.weight": ((6, 5), torch.float32),
@@ -45,18 +46,6 @@ def bits(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator)
 def state(seed: int = 0, step: int = 7) -> State:
     generator = torch.Generator().manual_seed(seed)
     return assembled({key: bits(shape, dtype, generator) for key, (shape, dtype) in SHAPES.items()}, step)
-
-
-def assembled(table: Mapping[str, torch.Tensor], step: int) -> State:
-    made = State({}, {}, {}, step)
-    for key, tensor in table.items():
-        part, _, name = key.partition("/")
-        if part == "optimizer":
-            parameter, _, entry = name.rpartition("/")
-            made.optimizer.setdefault(parameter, {})[entry] = tensor
-        else:
-            getattr(made, part)[name] = tensor
-    return made
 
 
 def parts(of: State, rank: int, cuts: Mapping[str, Sequence[int]]) -> Iterator[Part]:

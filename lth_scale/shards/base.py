@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -85,6 +86,35 @@ class Shards(ABC):
     def buffers(self) -> dict[str, torch.Tensor]:
         """Name -> buffer; every rank holds them whole."""
         return {plain(name): buffer for name, buffer in self.module.named_buffers()}
+
+
+def counts_on_device(options: Mapping[str, Any]) -> bool:
+    """Whether torch's optimizer, of these options, keeps its ``step`` beside the weights and not on the CPU."""
+    return bool(options.get("fused") or options.get("capturable"))
+
+
+def allocate_beside(
+    optimizers: Sequence[Optimizer],
+    parameters: Mapping[str, torch.Tensor],
+    entries: Mapping[str, Mapping[str, torch.Tensor | torch.dtype]],
+) -> None:
+    """:meth:`Shards.allocate` where optimizers step on the model's own parameters: zeros are laid out like these."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for optimizer in optimizers:
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if entry := entries.get(names[id(parameter)], {}):
+                    optimizer.state[parameter] = {
+                        key: _beside(value, parameter, key != "step" or counts_on_device(group))
+                        for key, value in entry.items()
+                    }
+
+
+def _beside(value: torch.Tensor | torch.dtype, parameter: torch.Tensor, on_device: bool) -> torch.Tensor:
+    if isinstance(value, torch.dtype):
+        return torch.zeros_like(parameter.detach(), dtype=value)
+    return value.to(parameter.device, copy=True) if on_device else value.clone()
 
 
 def plain(name: str) -> str:

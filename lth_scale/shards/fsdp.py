@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lth_scale.errors import UserError
-from lth_scale.shards.base import LocalShard, Shards, plain
+from lth_scale.shards.base import LocalShard, Shards, allocate_beside, plain
 
 
 class FsdpShards(Shards):
@@ -53,16 +53,7 @@ class FsdpShards(Shards):
 
     def allocate(self, entries: Mapping[str, Mapping[str, torch.Tensor | torch.dtype]]) -> None:
         """DTensors beside the parameters, sharded like them."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-            for group in optimizer.param_groups:
-                on_device = bool(group.get("fused") or group.get("capturable"))  # where torch keeps ``step``
-                for parameter in group["params"]:
-                    if entry := entries.get(names[id(parameter)], {}):
-                        optimizer.state[parameter] = {
-                            key: _made(value, parameter, on_device) for key, value in entry.items()
-                        }
+        allocate_beside(self.optimizers, self._parameters, entries)
 
     def refresh(self) -> None:
         """Drop gathered weights, so that the next forward pass gathers them anew."""
@@ -89,9 +80,3 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     assert isinstance(tensor, DTensor)
     with torch.no_grad():
         return tensor.to_local().view(-1)
-
-
-def _made(value: torch.Tensor | torch.dtype, parameter: DTensor, on_device: bool) -> torch.Tensor:
-    if isinstance(value, torch.dtype):
-        return torch.zeros_like(parameter.detach(), dtype=value)
-    return value.to(parameter.device if on_device else value.device, copy=True)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lth_scale.errors import UserError
-from lth_scale.shards.base import LocalShard, Shards, plain
+from lth_scale.shards.base import LocalShard, Shards, allocate_beside, plain
 
 
 class ReplicatedShards(Shards):
@@ -41,17 +41,7 @@ class ReplicatedShards(Shards):
 
     def allocate(self, entries: Mapping[str, Mapping[str, torch.Tensor | torch.dtype]]) -> None:
         """Tensors beside the parameters, laid out like them."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-            for group in optimizer.param_groups:
-                counts_on_device = bool(group.get("fused") or group.get("capturable"))  # where torch keeps ``step``
-                for parameter in group["params"]:
-                    if entry := entries.get(names[id(parameter)], {}):
-                        optimizer.state[parameter] = {
-                            key: _made(value, parameter, counts_on_device or key != "step")
-                            for key, value in entry.items()
-                        }
+        allocate_beside(self.optimizers, self._parameters, entries)
 
 
 def _shard(name: str, parameter: nn.Parameter) -> LocalShard:
@@ -61,9 +51,3 @@ def _shard(name: str, parameter: nn.Parameter) -> LocalShard:
             f"parameter {name} ({type(parameter).__name__}, {parameter.dtype}) cannot be handled: not a dense tensor"
         )
     return LocalShard(name, parameter.data, 0, tuple(parameter.shape))
-
-
-def _made(value: torch.Tensor | torch.dtype, parameter: nn.Parameter, on_device: bool) -> torch.Tensor:
-    if isinstance(value, torch.dtype):
-        return torch.zeros_like(parameter, dtype=value, requires_grad=False)
-    return value.to(parameter.device, copy=True) if on_device else value.clone()

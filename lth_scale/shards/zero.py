@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lth_scale.errors import UserError
-from lth_scale.shards.base import LocalShard, Shards, plain
+from lth_scale.shards.base import LocalShard, Shards, counts_on_device, plain
 
 
 @dataclass(frozen=True)
@@ -167,5 +167,4 @@ def _shared(
 def _made(value: torch.Tensor | torch.dtype, flat: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
     if isinstance(value, torch.dtype):
         return torch.zeros_like(flat, dtype=value, requires_grad=False)
-    on_device = bool(options.get("fused") or options.get("capturable"))  # where torch keeps ``step``
-    return value.to(flat.device if on_device else value.device, copy=True)
+    return value.to(flat.device if counts_on_device(options) else value.device, copy=True)
