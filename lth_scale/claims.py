@@ -69,9 +69,10 @@ def check(folder: Path, attempt: int) -> None:
     """Before something is published: raises UserError when another attempt has taken over."""
     owner = holder(folder)
     if owner is not None and int(owner["claim"]) > attempt:
+        by = f" (pid {owner['pid']} on {owner['host']}, job {owner['job']})" if owner["pid"] else ""
         raise UserError(
-            f"{folder.parent} was taken over by pid {owner['pid']} on {owner['host']} (job {owner['job']}); attempt "
-            f"{attempt} ends here, and what it has not published is given up"
+            f"{folder.parent} was taken over by attempt {int(owner['claim'])}{by}; attempt {attempt} ends here, and "
+            "what it has not published is given up"
         )
 
 

@@ -88,7 +88,7 @@ class Experiment:
         if config.train.sync_batchnorm and cpu:
             raise UserError(
                 "train.sync_batchnorm=True is not valid on a CPU: torch synchronises batch statistics on GPUs only; "
-                "choose false, which averages the running statistics before every evaluation and checkpoint"
+                "choose false, which averages the running statistics of all ranks after every step"
             )
 
     @property

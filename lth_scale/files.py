@@ -87,12 +87,30 @@ def write_bytes(path: Path, data: bytes) -> None:
 def create_bytes(path: Path, data: bytes) -> bool:
     """Write a file whole unless there is one; whether it was written. Of many at the same moment, one succeeds."""
     try:
-        _place(path, data, os.link)  # exclusive, and never seen half written
+        _place(path, data, _link)
         return True
     except UserError as error:
         if isinstance(error.__cause__, FileExistsError) and path.is_file():  # not: a file where a folder should be
             return False
         raise
+
+
+def create_json(path: Path, value: Any) -> bool:
+    """Write a JSON file whole unless there is one; whether it was written."""
+    return create_bytes(path, _json(value))
+
+
+def _link(scratch: Path, path: Path) -> None:
+    """Exclusive on every file server, and never seen half written."""
+    try:
+        os.link(scratch, path)
+    except OSError as error:
+        if scratch.stat().st_nlink == 2:  # done, but NFS has lost the answer and asked again
+            return
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))  # no links here: empty for a moment
+        os.replace(scratch, path)
 
 
 @contextmanager
@@ -151,7 +169,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all, keys in the order given."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_bytes(path, _json(value))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -162,6 +184,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); remove it to have it made anew") from None
+
+
+def filled(path: Path) -> bool:
+    """Whether a file is there and holds something: without links :func:`create_bytes` may leave an empty one."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def append_line(path: Path, line: str) -> None:
@@ -210,10 +240,16 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
+    for piece in pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """A file's bytes, at most CHUNK at a time."""
     with path.open("rb") as stream:
         while piece := stream.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+            yield piece
 
 
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

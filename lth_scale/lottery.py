@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from lth_scale import claims, files, pruning, world
 from lth_scale.arms import Start
 from lth_scale.checkpoint import Source
-from lth_scale.errors import NotReady
+from lth_scale.errors import NotReady, UserError
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.paths import RoundPaths
@@ -46,9 +47,8 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
             publish(lambda: after.save(following.mask))
         elif start.mask != experiment.ticket_mask(task):
             publish(lambda: start.mask.save(paths.mask))
-        publish(  # the done marker
-            lambda: files.write_json(paths.result, result(experiment, task, start, trained, attempt))
-        )
+        made = world.on_first(lambda: result(experiment, task, start, trained, attempt))
+        publish(lambda: _finish(paths, made))
         world.on_first(lambda: files.remove_folder(paths.start))
 
 
@@ -60,6 +60,12 @@ def _publish(paths: RoundPaths, attempt: int, write: Callable[[], None]) -> None
         write()
 
     world.on_first(unless_overtaken)
+
+
+def _finish(paths: RoundPaths, made: dict[str, Any]) -> None:
+    """The done marker, last of all. Two attempts can both come here; the second changes nothing."""
+    if not files.create_json(paths.result, made):
+        raise UserError(f"{paths.result} was written by another attempt meanwhile; this one's is given up")
 
 
 def next_mask(experiment: Experiment, mask: Mask, final: Source) -> Mask:
@@ -85,6 +91,7 @@ def _prepare(experiment: Experiment, task: Task, attempt: int) -> None:
     folders = [paths.folder, paths.checkpoints, *([following.folder] if task.arm == "ticket" else [])]
     for folder in folders if task.needs else [*folders, experiment.paths.rewind(task.seed, 0).parent]:
         files.remove_temporaries(folder)
+    paths.result.unlink(missing_ok=True)  # of a round whose mask was lost
     files.write_json(paths.provenance(attempt), experiment.provenance())
 
 
@@ -102,6 +109,7 @@ def _job(experiment: Experiment, task: Task, start: Start, attempt: int) -> Job:
         streams={name: experiment.stream(task.seed, name) for name in ("order", "augment", "dropout")},
         paths=task.paths(experiment.paths),
         attempt=attempt,
+        owned=lambda: claims.check(task.paths(experiment.paths).claims, attempt),
         rewind_points=experiment.rewind_points(task.seed) if dense else {},
         break_at=experiment.k if dense and experiment.recipe.dense_break else None,
         keep_optimizer=experiment.recipe.optimizer == "T",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lth_scale.errors import UserError
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -24,6 +26,17 @@ def cache() -> Path:
     """What can be made or fetched again: ``$XDG_CACHE_HOME/lth_scale``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "lth_scale"
+
+
+def on_this_machine(key: str, text: str) -> Path | None:
+    """A folder that the config names, with ``~`` and variables such as ``$TMPDIR`` as they are here; None for "".
+
+    Raises UserError when a variable is not set.
+    """
+    found = os.path.expanduser(os.path.expandvars(text))
+    if "$" in found:
+        raise UserError(f"{key}={text!r} is not valid on this machine: it has no such variable")
+    return Path(found) if found else None
 
 
 def file(folder: str, name: str) -> Path:

@@ -23,7 +23,7 @@ SCHEMA = 1  # goes up when a default changes, so that an old folder never passes
 
 FREE = (
     *("run.", "reinit.", "report.", "hardware."),
-    *("data.dir", "data.workers", "data.cache", "data.cache_gb"),
+    *("data.dir", "data.workers", "data.cache", "data.cache_gb", "data.stage"),
     *("prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every"),
 )
 """Fields that do not change a result already there; ``hardware.precision`` does."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lth_scale.arms import arms, split_draw
 from lth_scale.config import Reinit, Run
 from lth_scale.errors import UserError, unknown
+from lth_scale.files import filled
 from lth_scale.paths import RoundPaths, RunPaths
 from lth_scale.ranges import expand
 
@@ -41,7 +42,7 @@ class Task:
     def done(self, run: RunPaths) -> bool:
         """Whether its done marker is there, and the mask that a ticket leaves for the next round."""
         following = Task(self.round + 1, self.seed, self.arm).paths(run).mask
-        return self.paths(run).result.exists() and (self.arm != "ticket" or following.exists())
+        return filled(self.paths(run).result) and (self.arm != "ticket" or following.exists())
 
 
 def tasks(run: Run, reinit: Reinit, rounds: int) -> list[Task]:

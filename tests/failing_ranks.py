@@ -225,13 +225,13 @@ def before_removal(count: int, act: Act) -> Fault:
     """When the ``count``-th checkpoint is published, and the one before it is still there."""
 
     def install(number: int) -> None:
-        real, now = keeping._remove_all_but, once(count, act)
+        real, now = keeping.remove_older, once(count, act)
 
-        def remove(path: Path) -> None:
+        def remove(path: Path, guard: Act) -> None:
             now()
-            real(path)
+            real(path, guard)
 
-        keeping._remove_all_but = remove
+        keeping.remove_older = remove
 
     return lambda number: install(number) if number == 0 else None
 

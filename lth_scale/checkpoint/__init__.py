@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lth_scale.checkpoint.keeping import candidates, latest, opened, publish, sound
+from lth_scale.checkpoint.keeping import candidates, latest, opened, publish, remove_older, sound
 from lth_scale.checkpoint.layout import MANIFEST
 from lth_scale.checkpoint.source import Composite, Entry, Masked, Source, State
+from lth_scale.checkpoint.staging import Staging
 from lth_scale.checkpoint.stored import Stored, load_manifest, load_state
 from lth_scale.checkpoint.writing import Part, save, save_state
 
@@ -15,6 +16,7 @@ __all__ = [
     "Masked",
     "Part",
     "Source",
+    "Staging",
     "State",
     "Stored",
     "candidates",
@@ -23,6 +25,7 @@ __all__ = [
     "load_state",
     "opened",
     "publish",
+    "remove_older",
     "save",
     "save_state",
     "sound",

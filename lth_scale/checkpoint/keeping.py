@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,33 @@ def latest(folder: Path) -> tuple[Path, Stored] | None:
     return None
 
 
-def publish(folder: Path, parts: Iterable[Part], step: int, attempt: int, extra: Mapping[str, Any]) -> Path:
-    """Collective: save ``step_NNNNNNNN.attempt_N``, verify it, and only then remove older ones; where it lies."""
-    path = folder / f"step_{step:08d}.attempt_{attempt}"
-    save(path, parts, step, extra)
+def publish(
+    folder: Path,
+    parts: Iterable[Part],
+    step: int,
+    attempt: int,
+    extra: Mapping[str, Any],
+    guard: Callable[[], None] = lambda: None,
+) -> Path:
+    """Collective: save ``step_NNNNNNNN.attempt_N``, verify it, and only then remove older ones; where it lies.
+
+    ``guard`` is called on the first rank before anything appears or goes; its error prevents that.
+    """
+    path = named(folder, step, attempt)
+    save(path, parts, step, extra, guard)
     opened(path)
-    world.on_first(lambda: _remove_older(path))
+    world.on_first(lambda: remove_older(path, guard))
     return path
 
 
-def _remove_older(path: Path) -> None:
+def named(folder: Path, step: int, attempt: int) -> Path:
+    """Where a checkpoint lies."""
+    return folder / f"step_{step:08d}.attempt_{attempt}"
+
+
+def remove_older(path: Path, guard: Callable[[], None] = lambda: None) -> None:
+    """Remove the checkpoints of earlier steps and attempts, now that this one is sound, if ``guard`` lets it."""
+    guard()
     every = candidates(path.parent)
     for old in every[every.index(path) + 1 :]:  # none of a later attempt's
         files.remove_folder(old)

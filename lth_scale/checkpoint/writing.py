@@ -44,7 +44,13 @@ class Written:
     file: dict[str, Any] | None
 
 
-def save(folder: Path, parts: Iterable[Part], step: int, extra: Mapping[str, Any] | None = None) -> int:
+def save(
+    folder: Path,
+    parts: Iterable[Part],
+    step: int,
+    extra: Mapping[str, Any] | None = None,
+    guard: Callable[[], None] = lambda: None,
+) -> int:
     """Write a state as one atomic folder, all ranks together; returns the bytes stored by all.
 
     Args:
@@ -52,6 +58,7 @@ def save(folder: Path, parts: Iterable[Part], step: int, extra: Mapping[str, Any
         parts: this rank's ranges; those of all ranks make up every tensor exactly.
         step: global batches consumed since the initialisation.
         extra: any JSON, kept in the manifest; the first rank's counts.
+        guard: called on the first rank right before the folder appears; its error prevents that.
 
     Raises:
         UserError: the system refused a write, on this rank or another; nothing is left behind.
@@ -61,7 +68,7 @@ def save(folder: Path, parts: Iterable[Part], step: int, extra: Mapping[str, Any
         with world.together():
             mine = write_rank(folder, scratch, world.rank(), parts)
         written = world.gathered(mine)
-        return world.on_first(lambda: finish(folder, scratch, written, step, extra))
+        return world.on_first(lambda: finish(folder, scratch, written, step, extra, guard))
     finally:
         if world.first():
             shutil.rmtree(scratch, ignore_errors=True)  # gone already when all went well
@@ -120,8 +127,15 @@ def _distinct(parts: Iterable[Part]) -> Iterator[Part]:
             yield part
 
 
-def finish(folder: Path, scratch: Path, written: Sequence[Written], step: int, extra: Mapping[str, Any] | None) -> int:
-    """Write the manifest and move the folder into place; the bytes of all files.
+def finish(
+    folder: Path,
+    scratch: Path,
+    written: Sequence[Written],
+    step: int,
+    extra: Mapping[str, Any] | None,
+    guard: Callable[[], None] = lambda: None,
+) -> int:
+    """Write the manifest and move the folder into place, if ``guard`` lets it; the bytes of all files.
 
     Raises RuntimeError when the ranges do not make up every tensor.
     """
@@ -144,6 +158,7 @@ def finish(folder: Path, scratch: Path, written: Sequence[Written], step: int, e
     with files.explained(folder):
         files.stream_bytes(scratch / MANIFEST, [text.encode()])
         files.sync_folder(scratch)
+        guard()
         os.replace(scratch, folder)
         files.sync_folder(folder.parent)
     return sum(file["bytes"] for file in stored)

@@ -22,6 +22,8 @@ class Hardware:
         deterministic: on GPU, deterministic kernels.
         channels_last: lay images and convolutions out with channels last, which GPUs prefer.
         compile: whether the model goes through torch.compile.
+        scratch: folder on each node through which checkpoints go, so that training need not wait for the file server;
+            variables such as $TMPDIR are those of the node; empty: none.
         timeout: seconds after which a device that does not answer ends all.
     """
 
@@ -34,6 +36,7 @@ class Hardware:
     deterministic: bool = False
     channels_last: bool = False
     compile: bool = False
+    scratch: str = ""
     timeout: int = 1800
 
     def __post_init__(self) -> None:

@@ -25,8 +25,10 @@ class Data:
         randaugment: magnitude of RandAugment (two operations an image); 0 means none.
         faults: share of the samples that may be damaged and are replaced by others; 0 stops at the first.
         workers: processes that decode, per device; they change no result.
-        cache: folder for shards from elsewhere (http, pipe:, compressed); empty means the cache folder.
+        cache: folder for shards from elsewhere (http, pipe:, compressed); empty means the cache folder; variables such
+            as $TMPDIR are those of the node.
         cache_gb: bound of that folder in GB.
+        stage: whether shards that could be read where they lie go through that folder too.
     """
 
     name: str = "digits"
@@ -43,6 +45,7 @@ class Data:
     workers: int = 2
     cache: str = ""
     cache_gb: float = 200.0
+    stage: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, "data", crop=8, held_out=0, lanes=1, window=1, workers=0)

@@ -33,6 +33,9 @@ class Cluster:
         gpu_type: such as a100.
         cpus: per device, for the loaders of data too.
         memory: per node, such as 64G.
+        scratch: folder on every node's own disk, such as $TMPDIR/lth: shards are copied there before they are read, and
+            checkpoints go through it.
+        stagger: seconds by which an array's elements start one after the other, up to 30 of them.
         modules: loaded in every job.
         prolog: shell lines for every job, run as they stand.
         command: words before the Python of lth, such as a container's.
@@ -53,6 +56,8 @@ class Cluster:
     gpu_type: str | None = None
     cpus: int = 1
     memory: str | None = None
+    scratch: str | None = None
+    stagger: int = 1
     modules: list[str] = dataclasses.field(default_factory=list)
     prolog: str = ""
     command: list[str] = dataclasses.field(default_factory=list)
@@ -62,8 +67,10 @@ class Cluster:
 
     def hardware(self) -> list[str]:
         """The fields of the config that it sets, as words of a command line."""
-        given = {"nodes": self.nodes, "devices": self.devices}
-        return [f"--hardware.{key}={value}" for key, value in given.items() if value is not None]
+        given: dict[str, Any] = {"hardware.nodes": self.nodes, "hardware.devices": self.devices}
+        if self.scratch:
+            given |= {"hardware.scratch": self.scratch, "data.cache": f"{self.scratch}/shards", "data.stage": "true"}
+        return [f"--{key}={value}" for key, value in given.items() if value is not None]
 
     def small(self) -> list[str]:
         """sbatch's options for jobs that train nothing."""
@@ -101,6 +108,7 @@ class Cluster:
                 *([self.prolog.rstrip("\n")] if self.prolog else []),
                 f"cd -- {shlex.quote(str(folder))} || exit 2",
                 f"export OMP_NUM_THREADS={threads}",
+                f"stagger={self.stagger}",
                 f"lth=({shlex.join(lth)})",
                 "",
             ]
@@ -139,9 +147,9 @@ def load(path: Path) -> Cluster:
     made = Cluster(**tree)
     if made.gpus not in ("none", "gres", "gpus-per-node"):
         raise unknown(f"{path}: gpus", made.gpus, ["none", "gres", "gpus-per-node"])
-    for key in ("lead", "cpus", "nodes", "devices"):
-        if (number := getattr(made, key)) is not None and number < 1:
-            raise UserError(f"{path}: {key}={number} is not valid; it must be 1 or more")
+    for key, least in {"lead": 1, "cpus": 1, "nodes": 1, "devices": 1, "stagger": 0}.items():
+        if (number := getattr(made, key)) is not None and number < least:
+            raise UserError(f"{path}: {key}={number} is not valid; it must be {least} or more")
     return made
 
 

@@ -134,10 +134,11 @@ class RewindPoints(Part):
     Args:
         folders: step -> where its state goes.
         break_at: a step at which the optimizer state is dropped (after storing), or None.
+        owned: raises if this attempt may not write any more.
     """
 
-    def __init__(self, folders: Mapping[int, Path], break_at: int | None) -> None:
-        self._folders, self._break_at = folders, break_at
+    def __init__(self, folders: Mapping[int, Path], break_at: int | None, owned: Callable[[], None]) -> None:
+        self._folders, self._break_at, self._owned = folders, break_at, owned
 
     def on_start(self, trainer: pl.Trainer, module: Classifier) -> None:
         """Step 0, or the step resumed at."""
@@ -147,12 +148,16 @@ class RewindPoints(Part):
         """Store, once."""
         folder = self._folders.get(step)
         if folder is not None and not checkpoint.sound(folder):
-            world.on_first(lambda: files.remove_folder(folder))  # a damaged one
-            checkpoint.save(folder, parts(module.shards), step)
+            world.on_first(lambda: self._replace(folder))
+            checkpoint.save(folder, parts(module.shards), step, guard=self._owned)
         if step == self._break_at:
             module.shards.allocate({})
             if module.shards.averages:
                 start_averages(module.shards)
+
+    def _replace(self, damaged: Path) -> None:
+        self._owned()
+        files.remove_folder(damaged)
 
 
 class Evaluation(Part):
@@ -201,26 +206,47 @@ class Checkpoints(Part):
         curves: made durable before each checkpoint.
         watch: times it; its seconds travel in the manifest.
         keep_optimizer: whether the final state keeps the optimizer's.
+        owned: raises if this attempt may not write any more.
+        staging: carries states there while training goes on; None: training waits.
     """
 
     def __init__(
-        self, folder: Path, every: int, stop: int, attempt: int, curves: Curves, watch: Stopwatch, keep_optimizer: bool
+        self,
+        folder: Path,
+        every: int,
+        stop: int,
+        attempt: int,
+        curves: Curves,
+        watch: Stopwatch,
+        keep_optimizer: bool,
+        owned: Callable[[], None],
+        staging: checkpoint.Staging | None,
     ) -> None:
-        self._folder, self._every, self._stop, self._attempt = folder, every, stop, attempt
+        self._folder, self._every, self._stop, self._attempt, self._owned = folder, every, stop, attempt, owned
         self._curves, self._watch = curves, watch
-        self._keep_optimizer = keep_optimizer
+        self._keep_optimizer, self._staging = keep_optimizer, staging
         self.finished: Path | None = None
+        self._last: Path | None = None
 
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Save if it is time."""
-        if step % self._every == 0 or step == self._stop:
+        if step == self._stop:
             self.save(module, step)
+            self.finished = self._last
+        elif step % self._every == 0:
+            self._publish(module, step)
 
     def save(self, module: Classifier, step: int) -> None:
-        """Publish the state at this step."""
+        """Publish the state at this step; it is in place when this returns."""
+        self._publish(module, step)
+        if self._staging:
+            with self._watch.timing("checkpoint"):
+                self._staging.settle()
+
+    def _publish(self, module: Classifier, step: int) -> None:
         with self._watch.timing("checkpoint"):
             self._curves.sync()
             state = parts(module.shards, optimizer=step != self._stop or self._keep_optimizer)
             extra = {"seconds": self._watch.read(), "scaler": module.trainer.precision_plugin.state_dict()}
-            path = checkpoint.publish(self._folder, state, step, self._attempt, extra)
-        self.finished = path if step == self._stop else None
+            publish = self._staging.publish if self._staging else checkpoint.publish
+            self._last = publish(self._folder, state, step, self._attempt, extra, self._owned)

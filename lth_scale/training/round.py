@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch import nn
 
-from lth_scale import checkpoint, world
+from lth_scale import checkpoint, resources, world
 from lth_scale.arms import Start
 from lth_scale.checkpoint import Source, Stored
 from lth_scale.config import Data, Hardware, Train
@@ -46,6 +46,7 @@ class Job:
         streams: seeds of ``order``, ``augment`` and ``dropout``.
         paths: the round's files.
         attempt: this attempt's number.
+        owned: raises UserError when another attempt has taken the round over; asked before anything is published.
         rewind_points: step -> folder, of the dense pass.
         break_at: where the dense pass drops its optimizer state.
         keep_optimizer: whether the final state keeps its optimizer's, which only some recipes read.
@@ -62,6 +63,7 @@ class Job:
     streams: Mapping[str, int]
     paths: RoundPaths
     attempt: int
+    owned: Callable[[], None]
     rewind_points: Mapping[int, Path]
     break_at: int | None
     keep_optimizer: bool
@@ -98,6 +100,7 @@ def train_round(job: Job) -> Trained:
     watch = parts.Stopwatch(begun[1].extra["seconds"] if begun else None)
     curves = _curves(job, where, step, writes=world.first())
     if begun and step == job.start.clock.stop:
+        world.on_first(lambda: checkpoint.remove_older(begun[0]))
         return Trained(begun[1], curves, watch.seconds)
     saver = _checkpoints(job, curves, watch)
     trainer = _trainer(job, _callback(job, where, curves, watch, saver), job.start.clock.stop - step)
@@ -127,8 +130,10 @@ def _curves(job: Job, where: Path | None, step: int, writes: bool) -> Curves:
 
 def _checkpoints(job: Job, curves: Curves, watch: parts.Stopwatch) -> parts.Checkpoints:
     every = steps(job.train.checkpoint_every, job.steps_per_epoch, "train.checkpoint_every")
-    folder, stop = job.paths.checkpoints, job.start.clock.stop
-    return parts.Checkpoints(folder, every, stop, job.attempt, curves, watch, job.keep_optimizer)
+    folder, stop, hardware = job.paths.checkpoints, job.start.clock.stop, job.hardware
+    scratch = resources.on_this_machine("hardware.scratch", hardware.scratch)
+    staging = checkpoint.Staging(scratch, hardware.timeout) if scratch else None
+    return parts.Checkpoints(folder, every, stop, job.attempt, curves, watch, job.keep_optimizer, job.owned, staging)
 
 
 def _callback(
@@ -139,7 +144,7 @@ def _callback(
     begin = parts.Begin(lambda: Stored.open(where) if where else job.reload(), scaler)
     zeros = [parts.Zeros(job.start.mask)] if job.masked else []
     average = [Average(job.train.ema)] if job.train.ema else []
-    points = parts.RewindPoints(job.rewind_points, job.break_at)
+    points = parts.RewindPoints(job.rewind_points, job.break_at, job.owned)
     evaluation = parts.Evaluation(job.dataset, every, job.marks, curves, watch)
     return Parts([begin, *zeros, parts.Statistics(), *average, points, evaluation, Stop(saver.save), saver])
 

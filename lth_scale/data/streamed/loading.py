@@ -25,6 +25,7 @@ from lth_scale.data.streamed.remote import local
 from lth_scale.data.streamed.samples import Column, Samples
 from lth_scale.data.streamed.shards import Shards, located
 from lth_scale.errors import UserError
+from lth_scale.resources import on_this_machine
 
 EVALUATION_BATCH = 128
 """Images of one forward in evaluation; the last may be smaller."""
@@ -133,7 +134,9 @@ def _check_bound(index: Index, found: dict[SplitName, Samples], data: config.Dat
     np.maximum.at(ends, table.shard, table.offset + table.size)
     # A shard that is longer unpacked than it lies there is compressed.
     fetched = [
-        end for shard, end in zip(shards, ends.tolist(), strict=True) if _is_fetched(shard.file, shard.bytes, end)
+        end
+        for shard, end in zip(shards, ends.tolist(), strict=True)
+        if data.stage or _is_fetched(shard.file, shard.bytes, end)
     ]
     if fetched:
         smallest = max(1, min(shard.samples for shard in shards))
@@ -167,7 +170,7 @@ def open_streamed(folder: Path, index: Index, data: config.Data) -> Streamed:
     origins: dict[SplitName, SplitName] = {split: split for split in SPLITS}
     if data.held_out:
         rows, origins["validation"] = _hold_out(index, rows, data.held_out), "train"
-    cache = Cache(Path(data.cache).expanduser() if data.cache else default_folder(), int(data.cache_gb * 1e9))
+    cache = Cache(on_this_machine("data.cache", data.cache) or default_folder(), int(data.cache_gb * 1e9))
     return Streamed(
         name=index.name,
         classes=len(index.class_names),
@@ -178,7 +181,7 @@ def open_streamed(folder: Path, index: Index, data: config.Data) -> Streamed:
         splits={split: numbered[origins[split]].take(rows[split]) for split in SPLITS},
         rows=rows,
         origins=origins,
-        shards=Shards(folder, [shard for split in SPLITS for shard in index.splits[split]], cache),
+        shards=Shards(folder, [shard for split in SPLITS for shard in index.splits[split]], cache, data.stage),
         data=data,
         ledger=Ledger(data.faults, {split: len(part) for split, part in rows.items()}),
     )

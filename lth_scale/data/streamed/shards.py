@@ -33,16 +33,17 @@ class Shards:
         folder: what relative names of shards are relative to.
         shards: of all splits; their position is their number.
         cache: where those that cannot be read in place are copied to.
+        stage: whether all others are, too.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], cache: Cache) -> None:
-        self.folder, self.shards, self.cache = folder.absolute(), tuple(shards), cache
+    def __init__(self, folder: Path, shards: Sequence[Shard], cache: Cache, stage: bool = False) -> None:
+        self.folder, self.shards, self.cache, self.stage = folder.absolute(), tuple(shards), cache, stage
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lost: dict[int, str] = {}
         self.opened = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.folder, self.shards, self.cache)
+        return Shards, (self.folder, self.shards, self.cache, self.stage)
 
     def __del__(self) -> None:
         for handle in getattr(self, "_open", {}).values():
@@ -98,7 +99,7 @@ class Shards:
         where = located(self.folder, shard)
         try:
             handle = os.open(where, os.O_RDONLY)
-            if unpacker(os.pread(handle, HEAD, 0)) is None:
+            if not self.stage and unpacker(os.pread(handle, HEAD, 0)) is None:
                 return handle
         except OSError as error:
             raise BadShard(f"the shard cannot be opened ({error.strerror})") from None
