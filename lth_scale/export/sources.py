@@ -43,17 +43,23 @@ def choose(place: Path, seed: int | None, arm: str, number: int | None, theta: b
     run = RunPaths(place)
     if not run.config.exists():
         raise UserError(f"{place} is neither a run folder nor a saved state ({MANIFEST} is missing)")
-    seed = _seed(run) if seed is None else seed
+    seed = first_seed(run) if seed is None else seed
+    return _of_round(run, seed, arm, done_round(run, seed, arm, number), theta)
+
+
+def done_round(run: RunPaths, seed: int, arm: str, number: int | None) -> int:
+    """A round that is done; None means the last one. Raises UserError naming those that are, unless it is."""
     done = [int(p.parent.name[6:]) for p in run.results() if p.parts[-4:-2] == (f"seed_{seed}", arm)]
     number = max(done, default=None) if number is None else number
     if number not in done:
         rounds = ", ".join(map(str, sorted(done))) or "none"
-        raise UserError(f"{place}: seed {seed} {arm} round {number} is not done; done are: {rounds}")
+        raise UserError(f"{run.root}: seed {seed} {arm} round {number} is not done; done are: {rounds}")
     assert number is not None
-    return _of_round(run, seed, arm, number, theta)
+    return number
 
 
-def _seed(run: RunPaths) -> int:
+def first_seed(run: RunPaths) -> int:
+    """The first replicate with a round that is done. Raises UserError where there is none."""
     seeds = sorted(int(path.parts[-4][5:]) for path in run.results())
     if not seeds:
         raise UserError(f"{run.root}: no round is done yet; lth status {run.root}")
@@ -65,7 +71,7 @@ def _of_round(run: RunPaths, seed: int, arm: str, number: int, theta: bool) -> C
     told = files.read_json(paths.result)
     about = {"seed": str(seed), "arm": arm, "round": str(number), "density": repr(told["density"])}
     about |= {"mask": told["hashes"]["mask"], "theta_k": told["source"]["theta_k"]}
-    state = _theta(run, seed, told["source"]["theta_k"]) if theta else _final(paths.checkpoints)
+    state = theta_k(run, seed, told["source"]["theta_k"]) if theta else _final(paths.checkpoints)
     if number:
         state = state.masked(Mask.load(paths.mask if paths.mask.exists() else ticket.mask))
     return Chosen(state, about | {"at": "theta_k" if theta else f"step {told['clock']['end']}"})
@@ -78,8 +84,8 @@ def _final(folder: Path) -> Source:
     return found[1]
 
 
-def _theta(run: RunPaths, seed: int, digest: str) -> Source:
-    """The rewind point that the round names; the config may say it in epochs."""
+def theta_k(run: RunPaths, seed: int, digest: str) -> Source:
+    """The rewind point that a round names; the config may say it in epochs. Raises UserError where it is gone."""
     folder = run.rewind(seed, 0).parent
     for path in sorted(folder.glob("step_*"), reverse=True):
         if (state := Stored.open(path)).digest() == digest:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from lth_scale import files
-from lth_scale.checkpoint.layout import Range, header
-from lth_scale.checkpoint.source import Source, octets
+from lth_scale import tickets
+from lth_scale.checkpoint import Source
 
 
 def write(state: Source, path: Path, about: Mapping[str, str]) -> int:
@@ -24,23 +24,9 @@ def write(state: Source, path: Path, about: Mapping[str, str]) -> int:
     Raises:
         UserError: a damaged source, or the system refuses the write.
     """
-    keys = {}
-    for key in state.entries():
+    tensors = {}
+    for key, entry in state.entries().items():
         part, _, name = key.partition("/")
         if part != "optimizer":
-            keys[name] = key
-    entries = {name: state.entries()[key] for name, key in keys.items()}
-    start, order = header([Range(n, 0, 0, e.numel, e.shape, e.dtype) for n, e in entries.items()], about)
-    with files.placing(path) as stream:
-        stream.write(start)
-        for piece in order:
-            for data in _pieces(state, keys[piece.name], piece):
-                with files.explained(path):
-                    stream.write(data)
-        return stream.tell()
-
-
-def _pieces(state: Source, key: str, whole: Range) -> Iterator[memoryview]:
-    size = files.CHUNK // whole.dtype.itemsize
-    for start in range(0, whole.length, size):
-        yield octets(state.read(key, start, min(start + size, whole.length))).numpy().data
+            tensors[name] = (entry, partial(state.pieces, key, entry))
+    return tickets.stream(path, tensors, about)
