@@ -142,6 +142,19 @@ def test_a_limit_that_no_round_fits_is_refused(capsys: pytest.CaptureFixture[str
     assert "it must be 5 or more" in capsys.readouterr().err
 
 
+def test_a_dry_run_needs_no_slurm_that_answers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: Path) -> list[queue.Element]:
+        raise UserError("squeue refused: no controller")
+
+    monkeypatch.setattr(queue, "available", lambda: True)
+    monkeypatch.setattr(queue, "jobs", refuse)
+    said = dry(tmp_path / "run", capsys, "--cluster", "local")
+    assert said.startswith("# squeue refused: no controller; as if nothing were in the queue\njob1=$(sbatch ")
+    assert said.endswith("next: the same command without --dry-run\n")
+
+
 class Refusing:
     """An sbatch that takes a number of jobs, then no more; the queue holds what it took."""
 

@@ -1,23 +1,26 @@
-"""``lth submit``, ``lth cancel``, ``lth status`` of one run, and ``lth task``, which jobs call."""
+"""``lth submit``, ``lth cancel``, ``lth status`` of one run."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lth_scale import settings
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.slurm import cluster as sites
-from lth_scale.slurm import queue, state
+from lth_scale.slurm import queue, state, tables
 from lth_scale.slurm.submit import Order, Sent, show
 from lth_scale.slurm.submit import submit as send
 from lth_scale.status import open_experiment, overview
-from lth_scale.status import status as table
 from lth_scale.tasks import select
 from lth_scale.words import console, following, parser, strays
+
+EVERY = 5.0  # seconds between two looks of --watch
 
 
 def submit(words: list[str]) -> int:
@@ -30,7 +33,7 @@ def submit(words: list[str]) -> int:
     chosen = select(experiment.tasks, order.only)
     if flags.dry_run:
         print(show(experiment, chosen, site, order))
-        return 0
+        return following("the same command without --dry-run")
     for line in _told(send(experiment, chosen, site, order), len(chosen)):
         print(line)
     return following(f"lth status {experiment.paths.root}")
@@ -80,44 +83,42 @@ def cancel(words: list[str]) -> int:
     found = queue.jobs(Path(flags.run))
     queue.cancel(sorted({job.array for job in found}, key=int))
     print(f"cancelled {len(found)} jobs")
-    print(
-        f"next: lth submit {flags.run}/config.yaml --out {flags.run} --cluster {flags.run}/submit/cluster.yaml goes on"
-    )
-    return 0
+    return following(f"{tables.resume(Path(flags.run))} goes on")
 
 
 def status(words: list[str]) -> int:
-    """``lth status [RUN]``: for machines all tasks as JSON; for people a table, and after a submission one by round."""
+    """``lth status [RUN]``: tables for people, drawn anew with ``--watch``; all tasks as JSON for machines."""
     made = parser("status", "run")
-    made.add_argument("--json", action="store_true")
+    for option in ("--json", "--watch"):
+        made.add_argument(option, action="store_true")
     flags = made.parse_args(words)
+    if flags.json and flags.watch:
+        raise UserError("--watch and --json are not for the same reader; give one of them")
     if not flags.run:
-        if flags.json:
-            raise UserError("--json needs a run folder: lth status RUN --json")
+        if flags.json or flags.watch:
+            raise UserError(f"--{'json' if flags.json else 'watch'} needs a run folder: lth status RUN")
         console().print(overview(Path("runs")))
         return following("lth status RUN")
     experiment = open_experiment(root := Path(flags.run))
     if flags.json:
         print(json.dumps(state.as_json(state.known(experiment)), indent=1))
         return 0
-    console().print(table(root))
-    if experiment.paths.submit.seeds.exists():
-        console().print(state.table(root, state.known(experiment)))
-    return following(f"lth report {flags.run}")
+    seen = watch(experiment, root) if flags.watch else state.look(experiment)
+    if not seen:
+        return 0
+    console().print(tables.shown(root, seen))
+    return following(tables.following(root, seen))
 
 
-def task(words: list[str]) -> int:
-    """``lth task RUN ...``: an array's element; exit codes as in slurm/round.sbatch."""
-    from lth_scale.slurm import job
+def watch(experiment: Experiment, root: Path) -> state.Seen | None:
+    """Draw until nothing is queued or running, or the user ends it; what was seen last, if anything."""
+    from rich.live import Live
 
-    made = parser("task", "run")
-    for option in ("--arm", "--job"):
-        made.add_argument(option, required=True)
-    for option in ("--round", "--index"):
-        made.add_argument(option, type=int, required=True)
-    made.add_argument("--failed", type=int)
-    flags = made.parse_args(words)
-    what = job.task(Path(flags.run), flags.arm, flags.round, flags.index)
-    if flags.failed is not None:
-        return job.failed(Path(flags.run), what, flags.job, flags.failed)
-    return job.work(Path(flags.run), what, flags.job)
+    seen = None
+    with suppress(KeyboardInterrupt), Live(console=console(), auto_refresh=False, transient=True) as live:
+        begun = time.monotonic()
+        while (seen := state.look(experiment)).busy:
+            live.update(tables.shown(root, seen), refresh=True)
+            time.sleep(max(EVERY, 5 * (time.monotonic() - begun)))  # file servers and controllers have other work
+            begun = time.monotonic()
+    return seen

@@ -1,21 +1,25 @@
-"""What is known of every round: what the run folder proves, joined with what the queue says, where there is one."""
+"""What is known of every round: what the run folder proves, joined with what Slurm says, where there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rich.table import Table
-
 from lth_scale import files, status
+from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
-from lth_scale.slurm import queue
+from lth_scale.slurm import accounting, queue
 from lth_scale.slurm.queue import Element
 from lth_scale.tasks import Task
 
-HELD = ("JobHeldUser", "JobHeldAdmin", "launch failed requeued held")
+# What is said of a task that nothing is going to finish by itself, to those that need it.
+STUCK = {
+    "failed": "failed",
+    "held": "is held",
+    "interrupted": "was interrupted",
+    "ready": "is not in the queue",
+}
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,16 @@ class Known:
         seed: and
         arm: and
         round: which.
-        state: done, running, interrupted, failed, ready, waiting; from the queue: queued, held.
-        why: what it waits for, or how it failed; empty if there is nothing to say.
+        state: done, running, interrupted, failed, ready, waiting, blocked; from the queue: queued, held.
+        why: what it waits for, or how it ended; empty if there is nothing to say.
         accuracy: on test at the end, in [0, 1]; None until it is done.
         job: its element in the queue.
         requeued: how often that was queued again.
         left: time left, as Slurm writes it.
         nodes: where it runs.
+        step: how far it is known to have come, on the dense clock, if it is running or interrupted.
+        steps: where it ends.
+        by: the task at the root of what it is blocked by.
     """
 
     seed: int
@@ -45,84 +52,169 @@ class Known:
     requeued: int = 0
     left: str | None = None
     nodes: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    by: Task | None = None
+
+    @property
+    def task(self) -> Task:
+        """Which it is."""
+        return Task(self.round, self.seed, self.arm)
+
+
+@dataclass
+class Heard:
+    """What Slurm says.
+
+    Args:
+        sent: whether the run was ever submitted.
+        asked: whether squeue answered; else nothing is known of jobs.
+        note: why it did not.
+        live: what is in the queue.
+        ended: how the newest job of a task ended.
+        others: report and chain jobs in the queue.
+    """
+
+    sent: bool = False
+    asked: bool = False
+    note: str = ""
+    live: Mapping[Task, Element] = field(default_factory=dict)
+    ended: dict[Task, Element] = field(default_factory=dict)
+    others: list[Element] = field(default_factory=list)
+
+    def stuck(self, known: Known) -> bool:
+        """Whether a task is not going to be done unless somebody does something."""
+        if known.state == "ready":  # of a run that was never submitted, somebody may be about to train it
+            return self.asked and not any(job.kind == "chain" for job in self.others)
+        return known.state in ("failed", "held") or (known.state == "interrupted" and (self.asked or not self.sent))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All tasks, in an order in which what a task needs comes before it, and what Slurm said."""
+
+    tasks: list[Known]
+    heard: Heard
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued or running."""
+        rounds = any(known.state in ("queued", "running") for known in self.tasks)
+        return rounds or any(not job.held for job in self.heard.others)
+
+    @property
+    def stuck(self) -> list[Known]:
+        """What somebody has to do something about."""
+        return [known for known in self.tasks if self.heard.stuck(known)]
 
 
 def known(experiment: Experiment) -> list[Known]:
     """All tasks. Without Slurm's commands, or without jobs of this user, only what the folder proves."""
-    jobs = _jobs(experiment)
-    return [_joined(experiment, task, jobs.get(task)) for task in experiment.tasks]
+    return look(experiment).tasks
 
 
-def _jobs(experiment: Experiment) -> Mapping[Task, Element]:
-    paths = experiment.paths.submit
-    if not paths.seeds.exists() or not queue.available():
-        return {}
-    seeds = files.read_json(paths.seeds)
-    indexed = ((job.index, job) for job in queue.jobs(paths.run))
-    return {Task(job.round, seeds[index], job.kind): job for index, job in indexed if index is not None}
+def look(experiment: Experiment) -> Seen:
+    """The same, with what Slurm said."""
+    found = {task: status.state(task, experiment.paths) for task in experiment.tasks}
+    heard = _hear(experiment, found)
+    seen: dict[Task, Known] = {}
+    for task in experiment.tasks:
+        made = _known(experiment, task, found[task], heard)
+        seen[task] = _behind(made, seen[task.needs], heard) if task.needs else made
+    return Seen(list(seen.values()), heard)
 
 
-def _joined(experiment: Experiment, task: Task, job: Element | None) -> Known:
-    found, why = status.state(task, experiment.paths), ""
-    if found == "done":
-        return Known(*_key(task), found, accuracy=_accuracy(experiment, task))
-    if job is None:
-        found, why = _alone(experiment, task, found)
-        return Known(*_key(task), found, why)
-    if job.state == "PENDING":
-        found, why = ("held" if job.reason in HELD else "queued"), job.reason or ""
-        if job.reason == "Dependency" and task.needs:
-            found, why = "waiting", f"for {task.needs}"
-    elif job.state != "COMPLETING":
-        found = "running"
-    left = job.left if found == "running" else None
-    return Known(*_key(task), found, why, None, job.name, job.restarts, left, job.nodes or None)
-
-
-def _key(task: Task) -> tuple[int, str, int]:
-    return task.seed, task.arm, task.round
-
-
-def _alone(experiment: Experiment, task: Task, found: str) -> tuple[str, str]:
-    """Nothing in the queue has it: interrupted, failed for good, or blocked by such a one."""
-    record = experiment.paths.submit.tries(task.seed, task.arm, task.round)
-    if found in ("interrupted", "ready") and record.exists() and (last := files.read_json(record))["final"]:
-        log = f"submit/logs/{task.arm}-r{task.round:02d}-{last['job']}.log"
-        return "failed", f"at step {last['step']}, exit code {last['code']}, {last['tries']} tries; see {log}"
-    if found == "waiting":
-        return found, f"for {task.needs}"
-    return found, ""
-
-
-def _accuracy(experiment: Experiment, task: Task) -> float | None:
-    test = files.read_json(task.paths(experiment.paths).result)["end"].get("test")
-    return test["accuracy"] if test else None
-
-
-def as_json(found: list[Known]) -> list[dict[str, Any]]:
+def as_json(found: Iterable[Known]) -> list[dict[str, Any]]:
     """One object a task, its fields as in :class:`Known`."""
     return [asdict(task) for task in found]
 
 
-def table(root: Path, found: list[Known]) -> Table:
-    """A line for each round of each arm: how many seeds are in which state, and what there is to say."""
-    made = Table(title=str(root), title_justify="left")
-    for column in ("arm", "round", "seeds", "accuracy %", "to know"):
-        made.add_column(column, justify="right" if column in ("round", "accuracy %") else "left")
-    for arm, number in dict.fromkeys((task.arm, task.round) for task in found):
-        row = [task for task in found if (task.arm, task.round) == (arm, number)]
-        states = [task.state for task in row]
-        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        accuracies = [task.accuracy for task in row if task.accuracy is not None]
-        mean = f"{100 * sum(accuracies) / len(accuracies):.2f}" if accuracies else ""
-        made.add_row(arm, str(number), counts, mean, "; ".join(filter(None, map(_said, row))))
-    return made
+# --- from Slurm -------------------------------------------------------------------------------------------------------
 
 
-def _said(task: Known) -> str:
-    if task.state == "running" and task.job:
-        again = f", start {task.requeued + 1}" if task.requeued else ""
-        return f"seed {task.seed} on {task.nodes}, {task.left} left{again}"
-    if task.state in ("failed", "held", "interrupted"):
-        return f"seed {task.seed} {task.state}" + (f" ({task.why})" if task.why else "")
-    return ""
+def _hear(experiment: Experiment, found: Mapping[Task, str]) -> Heard:
+    paths = experiment.paths.submit
+    if not paths.seeds.exists():
+        return Heard()
+    if not queue.available():
+        return Heard(sent=True, note="Slurm's commands are not here")
+    try:
+        jobs = queue.remembered(paths.run)
+    except UserError as error:
+        return Heard(sent=True, note=str(error))
+    seeds = dict(enumerate(files.read_json(paths.seeds)))
+    live = _by_task((job for job in jobs if job.live), seeds)
+    ended = _by_task((job for job in jobs if not job.live), seeds)
+    others = [job for job in jobs if job.live and job.index is None]
+    forgotten = [task for task, state in found.items() if state in ("interrupted", "ready")]
+    if any(task not in live and task not in ended for task in forgotten):
+        since = min((path.stat().st_mtime for path in paths.claims.glob("*")), default=0.0)  # the first submission
+        ended = _by_task(accounting.ended(paths.run, since), seeds) | ended
+    return Heard(True, True, "", live, ended, others)
+
+
+def _by_task(jobs: Iterable[Element], seeds: Mapping[int, int]) -> dict[Task, Element]:
+    """The newest of each task."""
+    rounds = sorted((job for job in jobs if job.index in seeds), key=lambda job: int(job.array))
+    return {Task(job.round, seeds[job.index], job.kind): job for job in rounds if job.index is not None}
+
+
+# --- joined -----------------------------------------------------------------------------------------------------------
+
+
+def _known(experiment: Experiment, task: Task, found: str, heard: Heard) -> Known:
+    """One task by itself; whether what it needs is going to be done is seen to later."""
+    made, job, paths = Known(task.seed, task.arm, task.round, found), heard.live.get(task), experiment.paths
+    if found == "done":
+        return _done(experiment, task, made)
+    if job is not None:
+        made = replace(made, job=job.name, requeued=job.restarts)
+        if job.held:
+            return replace(made, state="held", why=job.reason or "")
+        if job.state in ("PENDING", "REQUEUED"):
+            return replace(made, state="queued", why=job.reason or "")
+        said = "" if job.state == "RUNNING" else job.state.lower()
+        return _at(experiment, task, replace(made, state="running", why=said, left=job.left, nodes=job.nodes or None))
+    ending = heard.ended[task].ending if task in heard.ended else ""
+    if found == "running":
+        host, age = status.owner(task, paths)
+        made = replace(made, why="; ".join(filter(None, (age, ending))), nodes=host or None)
+        return _at(experiment, task, made)
+    made = replace(made, why=ending)
+    if failure := _failure(experiment, task, found):
+        return replace(made, state="failed", why="; ".join(filter(None, (failure, ending))))
+    return _at(experiment, task, made) if found == "interrupted" else made
+
+
+def _done(experiment: Experiment, task: Task, made: Known) -> Known:
+    try:
+        test = files.read_json(task.paths(experiment.paths).result)["end"].get("test")
+    except UserError as error:
+        return replace(made, why=str(error))
+    return replace(made, accuracy=test["accuracy"] if test else None, why=status.twins(task, experiment.paths))
+
+
+def _at(experiment: Experiment, task: Task, made: Known) -> Known:
+    """With how far it has come."""
+    step, steps = status.progress(experiment, task) or (None, None)
+    return replace(made, step=step, steps=steps)
+
+
+def _failure(experiment: Experiment, task: Task, found: str) -> str:
+    """Why a job of it gave up, if one did."""
+    record = experiment.paths.submit.tries(task.seed, task.arm, task.round)
+    if found not in ("interrupted", "ready") or not record.exists() or not (last := files.read_json(record))["final"]:
+        return ""
+    log = f"submit/logs/{task.arm}-r{task.round:02d}-{last['job']}.log"
+    return f"at step {last['step']}, exit code {last['code']}, {last['tries']} tries; see {log}"
+
+
+def _behind(made: Known, need: Known, heard: Heard) -> Known:
+    """One task, after what it needs: waiting for it, or blocked by what that cannot go on for."""
+    if need.state == "done" or made.state in ("done", "running", "held", "interrupted", "failed"):
+        return made
+    if heard.stuck(need):
+        return replace(made, state="blocked", why=f"by {need.task}, which {STUCK[need.state]}", by=need.task)
+    if need.by:
+        return replace(made, state="blocked", why=need.why, by=need.by)
+    return replace(made, state="waiting", why=f"for {need.task}")

@@ -81,7 +81,7 @@ def submit(experiment: Experiment, chosen: Sequence[Task], cluster: Cluster, ord
 def show(experiment: Experiment, chosen: Sequence[Task], cluster: Cluster, order: Order) -> str:
     """The sbatch calls that :func:`submit` would make, and the scripts; nothing is written and nothing submitted."""
     paths = experiment.paths.submit
-    live = queue.jobs(paths.run) if queue.available() else []
+    live, notes = _live(paths)
     lines: list[str] = []
 
     def note(words: Sequence[str]) -> str:
@@ -92,7 +92,15 @@ def show(experiment: Experiment, chosen: Sequence[Task], cluster: Cluster, order
     _send(experiment, chosen, cluster, order, indices, live, note, lambda names: None)
     scripts = {str(paths.site): cluster.site(experiment.config.hardware.threads, Path.cwd())}
     scripts |= {str(path): path.read_text() for path in (file("slurm", name) for name in SCRIPTS)}
-    return "\n".join([*lines, *(f"\n### {name}\n{text}" for name, text in scripts.items())])
+    return "\n".join([*notes, *lines, *(f"\n### {name}\n{text}" for name, text in scripts.items())])
+
+
+def _live(paths: SubmitPaths) -> tuple[list[Element], list[str]]:
+    """What is in the queue, as far as there is one, and why not."""
+    try:
+        return (queue.jobs(paths.run) if queue.available() else []), []
+    except UserError as error:
+        return [], [f"# {error}; as if nothing were in the queue"]
 
 
 def _indices(paths: SubmitPaths, seeds: Sequence[int], write: bool = True) -> dict[int, int]:
