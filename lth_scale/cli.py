@@ -26,12 +26,22 @@ experiments
                              the same as Slurm jobs (FILE: a YAML file, or one of configs/cluster by its name)
   lth cancel RUN             end a run's jobs
 see
-  lth status [RUN [--json]]  what is done, running, interrupted, in the queue; without RUN the runs in ./runs
+  lth status [RUN [--watch | --json]]
+                             what is done, running, queued, blocked and why; without RUN the runs in ./runs
   lth report RUN...          tables, figures and a self-contained page
+  lth sync RUN [--limit S]   upload to W&B what was logged offline
   lth list WHAT              {topics}
 things
   lth ticket export RUN --out FILE [--seed N] [--arm NAME] [--round N] [--theta] [--format safetensors]
                              one file of plain names, from any ranks and strategy (RUN: also a saved state's folder)
+  lth ticket pack RUN --out FILE [--seed N] [--round N]
+                             a ticket to carry: mask, theta_k, config, where it is from, checksums, in one file
+  lth ticket show TICKET [--json]
+                             what it holds (TICKET: such a file, a mask.safetensors, or RUN[:seed=N,round=N])
+  lth ticket import FILE --format openlth|torch --out FILE [--model CONFIG...]
+                             a ticket from OpenLTH's mask.pth, or a state dict of torch.nn.utils.prune
+  lth ticket diff TICKET TICKET [--match-units] [--json]
+                             how alike two masks are beside what chance gives; signs where both keep a weight
   lth data prepare NAME --out DIR [--source PATH] [--size N] [--shard-size N] [--max-side N] [--jobs N]
   lth data verify DIR [--jobs N]
 
@@ -159,6 +169,7 @@ def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> 
 
 def _conclude(experiment: Experiment) -> None:
     """The table, the sentence and the page of whatever is done."""
+    from lth_scale import tracking
     from lth_scale.report import headline, terminal_table, write_report
 
     root = experiment.paths.root
@@ -167,6 +178,8 @@ def _conclude(experiment: Experiment) -> None:
     console().print(terminal_table(root))
     console().print(headline(root), soft_wrap=True)
     print(f"report: {write_report([root], root)}")
+    if why := tracking.mode(experiment.config.tracking).why:
+        print(why)
     following(f"lth status {root}")
 
 
@@ -250,29 +263,32 @@ def _verify(words: list[str]) -> int:
     return following(f"lth run CONFIG --data.name={found.index.name} --data.dir={flags.folder}")
 
 
-def _ticket(words: list[str]) -> int:
-    from lth_scale.export.commands import ticket
+def _task(words: list[str]) -> int:
+    from lth_scale.slurm.element import task
 
-    return ticket(words)
+    return task(words)
 
 
-def _slurm(name: str) -> Callable[[list[str]], int]:
+def _of(room: str, name: str) -> Callable[[list[str]], int]:
+    """A command of another room, which is imported when it is called."""
+
     def command(words: list[str]) -> int:
-        return int(getattr(importlib.import_module("lth_scale.slurm.commands"), name)(words))
+        return int(getattr(importlib.import_module(f"lth_scale.{room}.commands"), name)(words))
 
     return command
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
-    "submit": _slurm("submit"),
-    "cancel": _slurm("cancel"),
-    "status": _slurm("status"),
+    "submit": _of("slurm", "submit"),
+    "cancel": _of("slurm", "cancel"),
+    "status": _of("slurm", "status"),
     "report": _report,
     "list": _list,
     "data": _data,
-    "ticket": _ticket,
+    "ticket": _of("export", "ticket"),
+    "sync": _of("tracking", "sync"),
 }
 
-OF_JOBS = {"task": _slurm("task")}
+OF_JOBS: dict[str, Callable[[list[str]], int]] = {"task": _task}
 """What only scripts of ``slurm/`` call."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from lth_scale import claims, files, pruning, world
+from lth_scale import claims, files, pruning, tracking, world
 from lth_scale.arms import Start
 from lth_scale.checkpoint import Source
 from lth_scale.errors import NotReady, UserError
@@ -34,13 +35,14 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
     paths, following = task.paths(experiment.paths), experiment.paths.round(task.seed, "ticket", task.round + 1)
     if task.needs and not world.agreed(task.needs.done(experiment.paths)):
         raise NotReady(f"{task} is not ready: {task.needs} is not done")
-    with claims.claimed(paths.claims, job, only=world.first()) as claim:
-        attempt = world.agreed(claim)
+    with ExitStack() as held:
+        attempt = world.agreed(held.enter_context(claims.claimed(paths.claims, job, only=world.first())))
         if world.agreed(task.done(experiment.paths)):  # by another process, just now
             return
         world.on_first(lambda: _prepare(experiment, task, attempt))
         start = experiment.start(task)  # the source state that arm and recipe name, and the mask
-        trained = train_round(_job(experiment, task, start, attempt))  # goes on by itself if it was interrupted
+        tracked = held.enter_context(tracking.tracked(experiment, task, attempt, world.first()))
+        trained = train_round(_job(experiment, task, start, attempt, tracked))  # goes on if it was interrupted
         publish = partial(_publish, paths, attempt)
         if task.arm == "ticket":
             after = next_mask(experiment, start.mask, trained.final)
@@ -48,6 +50,7 @@ def play(experiment: Experiment, task: Task, job: str = "none") -> None:
         elif start.mask != experiment.ticket_mask(task):
             publish(lambda: start.mask.save(paths.mask))
         made = world.on_first(lambda: result(experiment, task, start, trained, attempt))
+        tracked.finish(made)
         publish(lambda: _finish(paths, made))
         world.on_first(lambda: files.remove_folder(paths.start))
 
@@ -95,7 +98,7 @@ def _prepare(experiment: Experiment, task: Task, attempt: int) -> None:
     files.write_json(paths.provenance(attempt), experiment.provenance())
 
 
-def _job(experiment: Experiment, task: Task, start: Start, attempt: int) -> Job:
+def _job(experiment: Experiment, task: Task, start: Start, attempt: int, tracked: tracking.Tracked) -> Job:
     config, dense = experiment.config, task.round == 0
     return Job(
         build=experiment.built,
@@ -109,6 +112,7 @@ def _job(experiment: Experiment, task: Task, start: Start, attempt: int) -> Job:
         streams={name: experiment.stream(task.seed, name) for name in ("order", "augment", "dropout")},
         paths=task.paths(experiment.paths),
         attempt=attempt,
+        told=tracked.rows,
         owned=lambda: claims.check(task.paths(experiment.paths).claims, attempt),
         rewind_points=experiment.rewind_points(task.seed) if dense else {},
         break_at=experiment.k if dense and experiment.recipe.dense_break else None,

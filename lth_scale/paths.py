@@ -37,13 +37,17 @@ class RoundPaths:
         """Holds ``NNNNNN`` files: who works on this round; the highest owns it."""
         return self.folder / "claims"
 
+    def attempt(self, number: int) -> Path:
+        """What one attempt alone writes to."""
+        return self.folder / "attempts" / f"{number:06d}"
+
     def metrics(self, attempt: int) -> Path:
         """The curves measured by one attempt: step,split,loss,accuracy,samples."""
-        return self.folder / "attempts" / f"{attempt:06d}" / "metrics.csv"
+        return self.attempt(attempt) / "metrics.csv"
 
     def provenance(self, attempt: int) -> Path:
         """Where and with what one attempt ran."""
-        return self.folder / "attempts" / f"{attempt:06d}" / "provenance.json"
+        return self.attempt(attempt) / "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class RunPaths:
     def figures(self) -> Path:
         """Vector figures."""
         return self.root / "figures"
+
+    @property
+    def tracking(self) -> Path:
+        """The experiment's id with a tracking service; drawn once."""
+        return self.root / "tracking.json"
 
     @property
     def submit(self) -> SubmitPaths:

@@ -22,7 +22,7 @@ from lth_scale.resources import folder
 SCHEMA = 1  # goes up when a default changes, so that an old folder never passes for a new one
 
 FREE = (
-    *("run.", "reinit.", "report.", "hardware."),
+    *("run.", "reinit.", "report.", "hardware.", "tracking."),
     *("data.dir", "data.workers", "data.cache", "data.cache_gb", "data.stage"),
     *("prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every"),
 )

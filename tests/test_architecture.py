@@ -24,6 +24,7 @@ CONTRACTS = [contract["name"] for contract in PROJECT["tool"]["importlinter"]["c
 VIOLATIONS = {
     "Imports go downward": ("masks.py", "import lth_scale.arms"),
     "Only training knows Lightning": ("pruning/__init__.py", "import pytorch_lightning"),
+    "Only tracking knows W&B": ("files.py", "import wandb"),
     "Only the command line parses": ("claims.py", "import jsonargparse"),
     "Pruning is pure: no data, no models": ("pruning/__init__.py", "import lth_scale.models"),
     "Reading results needs no training code": ("report/__init__.py", "import lth_scale.training"),

@@ -280,7 +280,7 @@ class Pool:
         else:
             for path in (task.paths(self._paths).result, self._paths.round(task.seed, "ticket", task.round + 1).mask):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+                path.write_text("{}")
             future.set_result(None)
         return future
 

@@ -12,6 +12,7 @@ from lth_scale.config.tickets import Report as Report
 from lth_scale.config.tickets import Rewind as Rewind
 from lth_scale.config.tickets import Run as Run
 from lth_scale.config.tickets import Seeds as Seeds
+from lth_scale.config.tracking import Tracking as Tracking
 from lth_scale.config.training import Data as Data
 from lth_scale.config.training import Model as Model
 from lth_scale.config.training import Train as Train
@@ -31,3 +32,4 @@ class Config:
     seeds: Seeds = field(default_factory=Seeds)
     report: Report = field(default_factory=Report)
     hardware: Hardware = field(default_factory=Hardware)
+    tracking: Tracking = field(default_factory=Tracking)

@@ -208,6 +208,7 @@ class Checkpoints(Part):
         keep_optimizer: whether the final state keeps the optimizer's.
         owned: raises if this attempt may not write any more.
         staging: carries states there while training goes on; None: training waits.
+        told: called on the first rank with the measures that a published state makes final.
     """
 
     def __init__(
@@ -221,12 +222,14 @@ class Checkpoints(Part):
         keep_optimizer: bool,
         owned: Callable[[], None],
         staging: checkpoint.Staging | None,
+        told: Callable[[Sequence[Measure]], None],
     ) -> None:
         self._folder, self._every, self._stop, self._attempt, self._owned = folder, every, stop, attempt, owned
         self._curves, self._watch = curves, watch
-        self._keep_optimizer, self._staging = keep_optimizer, staging
+        self._keep_optimizer, self._staging, self._told = keep_optimizer, staging, told
         self.finished: Path | None = None
         self._last: Path | None = None
+        self._before = -1
 
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Save if it is time."""
@@ -242,6 +245,7 @@ class Checkpoints(Part):
         if self._staging:
             with self._watch.timing("checkpoint"):
                 self._staging.settle()
+        self._tell(step)
 
     def _publish(self, module: Classifier, step: int) -> None:
         with self._watch.timing("checkpoint"):
@@ -250,3 +254,9 @@ class Checkpoints(Part):
             extra = {"seconds": self._watch.read(), "scaler": module.trainer.precision_plugin.state_dict()}
             publish = self._staging.publish if self._staging else checkpoint.publish
             self._last = publish(self._folder, state, step, self._attempt, extra, self._owned)
+        self._tell(self._before if self._staging else step)  # staged, the one before is in place by now
+        self._before = step
+
+    def _tell(self, step: int) -> None:
+        if world.first():
+            self._told([row for row in self._curves.rows if row.step <= step])

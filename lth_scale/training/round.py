@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lth_scale.paths import RoundPaths
 from lth_scale.training import callbacks as parts
 from lth_scale.training import environment, stopping, strategies
 from lth_scale.training.averages import Average
-from lth_scale.training.evaluation import Curves, read_curves
+from lth_scale.training.evaluation import Curves, Measure, read_curves
 from lth_scale.training.mixing import Mixing
 from lth_scale.training.module import Classifier
 from lth_scale.training.parts import Parts
@@ -46,6 +46,7 @@ class Job:
         streams: seeds of ``order``, ``augment`` and ``dropout``.
         paths: the round's files.
         attempt: this attempt's number.
+        told: called on the first rank with the measures that will not change any more, whenever there are new ones.
         owned: raises UserError when another attempt has taken the round over; asked before anything is published.
         rewind_points: step -> folder, of the dense pass.
         break_at: where the dense pass drops its optimizer state.
@@ -63,6 +64,7 @@ class Job:
     streams: Mapping[str, int]
     paths: RoundPaths
     attempt: int
+    told: Callable[[Sequence[Measure]], None]
     owned: Callable[[], None]
     rewind_points: Mapping[int, Path]
     break_at: int | None
@@ -101,6 +103,8 @@ def train_round(job: Job) -> Trained:
     curves = _curves(job, where, step, writes=world.first())
     if begun and step == job.start.clock.stop:
         world.on_first(lambda: checkpoint.remove_older(begun[0]))
+        if world.first():
+            job.told(curves.rows)
         return Trained(begun[1], curves, watch.seconds)
     saver = _checkpoints(job, curves, watch)
     trainer = _trainer(job, _callback(job, where, curves, watch, saver), job.start.clock.stop - step)
@@ -133,7 +137,8 @@ def _checkpoints(job: Job, curves: Curves, watch: parts.Stopwatch) -> parts.Chec
     folder, stop, hardware = job.paths.checkpoints, job.start.clock.stop, job.hardware
     scratch = resources.on_this_machine("hardware.scratch", hardware.scratch)
     staging = checkpoint.Staging(scratch, hardware.timeout) if scratch else None
-    return parts.Checkpoints(folder, every, stop, job.attempt, curves, watch, job.keep_optimizer, job.owned, staging)
+    keep = job.keep_optimizer
+    return parts.Checkpoints(folder, every, stop, job.attempt, curves, watch, keep, job.owned, staging, job.told)
 
 
 def _callback(

@@ -1,0 +1,146 @@
+"""One round as a W&B run: logged offline from what is safe on disk, so that no row comes twice and none is missing.
+
+Training never waits for the service: what is logged lies in the attempt's folder, and another process uploads it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lth_scale import files, settings
+from lth_scale.experiment import Experiment
+from lth_scale.paths import RoundPaths
+from lth_scale.tasks import Task
+from lth_scale.tracking import segments, uploading
+from lth_scale.tracking.identity import PROJECT, Identity, mode
+
+if TYPE_CHECKING:
+    from lth_scale.training.evaluation import Measure
+
+
+CONTINUE = 75  # exit code of a run that goes on later
+
+
+class Tracked:
+    """A round that nobody tracks; :class:`_Run` is one that W&B knows."""
+
+    def rows(self, measures: Sequence[Measure]) -> None:
+        """Log measures that a checkpoint makes final, given all so far; those logged before are passed over."""
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Log what the done marker is going to say, and put everything on disk."""
+
+
+@contextmanager
+def tracked(experiment: Experiment, task: Task, attempt: int, first: bool) -> Iterator[Tracked]:
+    """A round under way; only the first rank speaks. Whatever W&B meets, the round goes on."""
+    how = mode(experiment.config.tracking) if first else None
+    if how is None or not how.log:
+        yield Tracked()
+        return
+    run = _Run(experiment, task, attempt, how.upload)
+    try:
+        yield run
+    except Exception:
+        run.close(1)
+        raise
+    except BaseException:  # asked to stop
+        run.close(CONTINUE)
+        raise
+
+
+class _Run(Tracked):
+    def __init__(self, experiment: Experiment, task: Task, attempt: int, upload: bool) -> None:
+        self._run: Any = None
+        self._logged, self._last = -1, dict[int, dict[str, float]]()
+        paths = task.paths(experiment.paths)
+        self._safely(lambda: self._begin(experiment, task, paths, paths.attempt(attempt)))
+        if upload:
+            self._safely(lambda: uploading.follow(paths.attempt(attempt)))
+
+    def _safely(self, action: Callable[[], object]) -> None:
+        """What goes wrong with W&B is said once, and ends the tracking of this round; files have everything."""
+        try:
+            action()
+        except Exception as error:
+            print(f"warning: W&B: {type(error).__name__}: {error}; this attempt is not tracked", file=sys.stderr)
+            self._run = None
+
+    def _begin(self, experiment: Experiment, task: Task, paths: RoundPaths, folder: Path) -> None:
+        import wandb
+
+        quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_save_requirements=False)
+        self._logged = segments.last_step(uploading.logs(paths))
+        files.make_folder(folder)
+        words = _words(experiment, task)
+        self._run = wandb.init(**words, dir=str(folder), mode="offline", resume="allow", settings=quiet)
+        self._run.define_metric("final/*", step_metric="density")
+
+    def rows(self, measures: Sequence[Measure]) -> None:
+        by_step = _by_step(measures)
+        for step in sorted(by_step)[:-1]:  # the last one waits for what the end may add to it
+            self._log(step, by_step[step])
+        self._last = by_step
+
+    def _log(self, step: int, row: dict[str, float]) -> None:
+        if self._run is not None and step > self._logged:
+            self._safely(lambda: self._run.log(row, step=step))
+            self._logged = step
+
+    def finish(self, result: dict[str, Any]) -> None:
+        end = {f"final/{split}_accuracy": row["accuracy"] for split, row in _splits(result["end"])}
+        stop = result["clock"]["end"]
+        self._log(stop, self._last.get(stop, {}) | end | {"density": result["density"]})
+        if self._run is not None:
+            self._safely(lambda: self._run.summary.update(_summary(result) | end))
+        self.close(0)
+
+    def close(self, code: int) -> None:
+        """Put everything on disk, once; before the done marker, after which nobody would log what is missing."""
+        run, self._run = self._run, None
+        if run is not None and code == CONTINUE:
+            self._safely(run.mark_preempting)
+        if run is not None:
+            self._safely(lambda: run.finish(exit_code=code))
+
+
+def _words(experiment: Experiment, task: Task) -> dict[str, Any]:
+    config, identity = experiment.config, Identity.of(task, experiment.paths)
+    place = {"seed": task.seed, "arm": task.arm, "round": task.round, "density": experiment.plan[task.round].density}
+    return {
+        "id": identity.id,
+        "name": identity.name,
+        "group": identity.group,
+        "job_type": identity.job_type,
+        "project": config.tracking.project or os.environ.get("WANDB_PROJECT", PROJECT),
+        "entity": config.tracking.entity or None,
+        "tags": [config.data.name, config.model.name, task.arm, *config.tracking.tags],
+        "config": settings.as_dict(config) | place,
+    }
+
+
+def _by_step(measures: Sequence[Measure]) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for row in measures:
+        found.setdefault(row.step, {}).update({f"{row.split}/loss": row.loss, f"{row.split}/accuracy": row.accuracy})
+    return found
+
+
+def _splits(place: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(split, row) for split, row in place.items() if isinstance(row, dict)]
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    early = result["early_stop"]
+    found = {"density": result["density"], "flags": result["flags"], "flops": result["flops"]}
+    found |= {f"seconds/{kind}": value for kind, value in result["seconds"].items()}
+    found["hours"] = result["seconds"]["device"] / 3600
+    if early:
+        found["early_stop/step"] = early["step"]
+        found |= {f"early_stop/{split}_accuracy": row["accuracy"] for split, row in _splits(early)}
+    return found

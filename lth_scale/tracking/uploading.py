@@ -1,0 +1,126 @@
+"""Sending what was logged, by W&B's own client in processes of its own: beside training, or later by ``lth sync``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lth_scale import claims
+from lth_scale.errors import UserError
+from lth_scale.paths import RoundPaths, RunPaths
+from lth_scale.tracking import segments
+
+CLIENT = (sys.executable, "-m", "wandb")
+
+
+def logs(paths: RoundPaths) -> list[Path]:
+    """The files that the attempts of a round have logged to, oldest first."""
+    return sorted(paths.folder.glob("attempts/*/wandb/offline-run-*/run-*.wandb"))
+
+
+def pending(paths: RunPaths) -> list[Path]:
+    """The files of a run that were not sent whole, in the order in which they have to be.
+
+    Those of attempts at work are left to them; what a kill has torn is mended first.
+    """
+    found = paths.root.glob("seed_*/*/round_*/attempts/*/wandb/offline-run-*/run-*.wandb")
+    return sorted(path for path in found if not sent(path).exists() and not _at_work(path) and segments.mend(path))
+
+
+def _at_work(path: Path) -> bool:
+    attempt = path.parents[2]
+    claims_of = RoundPaths(attempt.parents[1]).claims
+    owner = claims.holder(claims_of)
+    return owner is not None and owner["claim"] == attempt.name and claims.alive(owner, claims_of)
+
+
+def sent(path: Path) -> Path:
+    """The client's own marker of a file that the service has."""
+    return path.with_name(f"{path.name}.synced")
+
+
+def follow(folder: Path) -> None:
+    """Begin to send what is being logged into an attempt's folder; nobody waits for it."""
+    with (folder / "upload.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "lth_scale.tracking.following", str(folder), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def sync(paths: RunPaths, limit: float | None = None) -> int:
+    """Send what is pending; how many files that were. Again, it sends nothing twice.
+
+    Args:
+        paths: the run folder.
+        limit: seconds that it may take; None: as long as the client tries.
+
+    Raises UserError when there is no key, or the service does not answer, or another process is sending; nothing is
+    lost.
+    """
+    deadline = float("inf") if limit is None else time.monotonic() + limit
+    waiting = pending(paths)
+    with ExitStack() as held:
+        fresh = {path for path in waiting if held.enter_context(sending(path))}
+        problem = _send([path for path in waiting if path in fresh], [p for p in waiting if p not in fresh], deadline)
+    left = [path for path in waiting if not sent(path).exists()]
+    if left:
+        raise UserError(f"{len(left)} of {len(waiting)} logs of {paths.root} were not sent: {problem}; try again later")
+    return len(waiting)
+
+
+@contextmanager
+def sending(path: Path) -> Iterator[bool]:
+    """Have a file to oneself; whether nothing of it was sent before. Raises UserError where another process has it."""
+    with claims.claimed(path.with_name("sending"), "none", only=True) as attempt:
+        yield attempt == 1
+
+
+def _send(fresh: Sequence[Path], begun: Sequence[Path], deadline: float) -> str:
+    """By W&B's own sync, together; those of which it may have a part by ours, in order. What was said last."""
+    calls = [[*CLIENT, "sync", *map(str, fresh)]] if fresh else []
+    calls += [[sys.executable, "-m", "lth_scale.tracking.resending", str(path)] for path in begun]
+    return [_said(words, deadline) for words in calls][-1] if calls else ""
+
+
+def _said(words: Sequence[str], deadline: float) -> str:
+    """The last line that a process said. At the deadline it ends with all that it has started."""
+    limit = None if deadline == float("inf") else max(0.1, deadline - time.monotonic())
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+        environment = {**os.environ, "WANDB_DIR": own}  # the client's own logs
+        process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            said, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            end(process)
+            return "the service did not take them in time"
+    lines = [line for line in said.splitlines() if line.strip()]
+    return " ".join(lines[-1].split()) if lines else ""
+
+
+def end(client: subprocess.Popen[Any]) -> None:
+    """Kill a client, and first its service, which lives in a session of its own and would go on trying."""
+    for children in Path(f"/proc/{client.pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+    client.kill()
+    client.wait()
