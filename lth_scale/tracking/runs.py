@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 CONTINUE = 75  # exit code of a run that goes on later
+PATIENCE, POLL = 30.0, 0.01  # seconds for a log to be on disk; between looks
 
 
 class Tracked:
@@ -106,7 +108,17 @@ class _Run(Tracked):
         if run is not None and code == CONTINUE:
             self._safely(run.mark_preempting)
         if run is not None:
-            self._safely(lambda: run.finish(exit_code=code))
+            self._safely(lambda: _finish(run, code))
+
+
+def _finish(run: Any, code: int) -> None:
+    """End the run, and see its end on disk: the client comes back earlier. Raises TimeoutError if it is not seen."""
+    path, deadline = Path(run.settings.sync_file), time.monotonic() + PATIENCE
+    run.finish(exit_code=code)
+    while not segments.ended(path):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} lacks its end after {PATIENCE:g} s")
+        time.sleep(POLL)
 
 
 def _words(experiment: Experiment, task: Task) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def history(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+def ended(path: Path) -> bool:
+    """Whether a file is whole: its run has ended, well or badly."""
+    return any(record.WhichOneof("record_type") == "exit" for record in records(path))
+
+
 def last_step(files: list[Path]) -> int:
     """The highest step in any of the files; -1 for none."""
     return max((row["_step"] for path in files for row in history(path)), default=-1)
