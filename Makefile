@@ -1,5 +1,5 @@
 # Every target makes .venv ready first; that takes two minutes once and a moment afterwards.
-.PHONY: demo slurm-demo test test-slurm test-quick check setup
+.PHONY: demo slurm-demo test test-quick check setup
 .NOTPARALLEL:
 
 # Threads are part of the bits of a run, and several processes share the cores.
@@ -17,17 +17,13 @@ slurm-demo:
 	@tools/setup.sh slurm-wlm
 	@slurm/local-cluster/demo
 
-# What fits a core each runs side by side; what starts, kills or times processes runs alone.
+# What fits a core each runs side by side; what starts, kills or times processes runs alone, as does a cluster of Slurm.
 test:
-	@tools/setup.sh chromium dataset-fashion-mnist
+	@tools/setup.sh chromium dataset-fashion-mnist slurm-wlm shellcheck
 	$(PYTEST) -n 2 -m "$(QUICK)"
 	$(PYTEST) -m "distributed"
 	$(PYTEST) -m "kill and not distributed"
 	$(PYTEST) -m "slow and not kill and not distributed"
-
-# A real cluster on this machine, a quarter of an hour.
-test-slurm:
-	@tools/setup.sh slurm-wlm shellcheck
 	$(PYTEST) -m "slurm"
 
 test-quick: setup

@@ -41,7 +41,7 @@ def make(hardware: Hardware, train: Train, ranks: int) -> Strategy:
         return Zero(STAGES[hardware.strategy], train.clip, gpu)
     if hardware.strategy == "fsdp2":
         return ModelParallelStrategy(ranks, tensor_parallel_size=1, process_group_backend=backend)
-    return DDPStrategy(process_group_backend=backend, broadcast_buffers=False)
+    return Replicated(process_group_backend=backend, broadcast_buffers=False)
 
 
 def plugins(hardware: Hardware) -> list[MixedPrecision]:
@@ -92,6 +92,24 @@ def adapter(trainer: pl.Trainer, model: nn.Module) -> Shards:
 
         return FsdpShards(model, trainer.optimizers)
     return ReplicatedShards(model, trainer.optimizers)
+
+
+class Replicated(DDPStrategy):
+    """DDP that adds the gradients of more than two ranks in the same order in every step.
+
+    Torch's own puts them together anew after its first step, in the order in which they came. Of a round that goes on
+    that is another step than of one that was never interrupted, and sums would differ in their last bits.
+    """
+
+    def configure_ddp(self) -> None:
+        """Lightning's, and a step without data or effect."""
+        super().configure_ddp()
+        ddp: Any = self.model
+        ddp.reducer.prepare_for_forward()
+        ddp.reducer.prepare_for_backward([])
+        torch.stack([(0 * p).sum() for p in ddp.parameters() if p.requires_grad]).sum().backward()
+        ddp.reducer._rebuild_buckets()
+        ddp.zero_grad(set_to_none=True)
 
 
 class Zero(DeepSpeedStrategy):
