@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Timer
-from typing import Any, NoReturn
+from typing import Any
 
-import many_ranks  # noqa: F401  # imports DeepSpeed before any fork
-from launches import notes
-from proofs import children, fork, gone, kill
+from launches import Forked, leave, notes, started
+from many_ranks import import_everything
+from proofs import children, gone, kill
 
 from lth_scale import cli, lottery, ranks, report  # noqa: F401  # imported before any fork
 from lth_scale.checkpoint import keeping
@@ -37,45 +37,11 @@ Fault = Callable[[int], None]
 # --- launching --------------------------------------------------------------------------------------------------------
 
 
-class Forked:
-    """A fork that can be watched as a subprocess can."""
-
-    def __init__(self, work: Act) -> None:
-        self.pid = fork(work)
-        self._code: int | None = None
-
-    def poll(self) -> int | None:
-        if self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self._code = os.waitstatus_to_exitcode(status) if pid else None
-        return self._code
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-
-def leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def started(fault: Fault, command: Sequence[str], number: int, shared: dict[str, str], folder: Path) -> ranks.Rank:
-    """In place of the launcher's own: a rank."""
-    words = folder / str(number)
-
-    def work() -> None:
-        os.setsid()
-        os.environ.update(shared | {"RANK": str(number), "LOCAL_RANK": str(number), ranks.LAST_WORDS: str(words)})
-        for heard in ranks.FORWARDED:
-            signal.signal(heard, signal.SIG_DFL)  # as a new program has it
-        cli._conclude = lambda experiment: None  # takes seconds
-        fault(number)
-        leave(cli.main(command[3:]))  # what stands behind python -m lth_scale
-
-    process: Any = Forked(work)
-    return ranks.Rank(number, process, words)
+def lth(fault: Fault, number: int, words: Sequence[str]) -> int:
+    """A rank of ``lth``."""
+    cli._conclude = lambda experiment: None  # takes seconds
+    fault(number)
+    return cli.main(words[3:])  # what stands behind python -m lth_scale
 
 
 class Run:
@@ -99,9 +65,10 @@ class Run:
                 del os.environ[name]
             os.environ[NOTES] = str(self._notes)
             sys.stdout = sys.stderr = (self._notes / "told").open("w", buffering=1)
-            ranks._started = partial(started, counted)
+            ranks._started = partial(started, partial(lth, counted))
             leave(cli.main(["run", *words, "--hardware.devices=2", "--out", str(root)]))
 
+        import_everything()
         self._begun = time.time()
         self.launcher = Forked(work)
 

@@ -25,7 +25,10 @@ from lth_scale.config import Hardware, Train
 from lth_scale.errors import NotReady
 from lth_scale.training import environment, stopping, strategies
 
-PAUSE = float(os.environ.get("PAUSE", "0.01"))  # seconds of a step
+
+def pause() -> None:
+    """What a step takes."""
+    time.sleep(float(os.environ.get("PAUSE", "0.01")))
 
 
 def devices() -> int:
@@ -57,7 +60,7 @@ class Tiny(pl.LightningModule):
             strategies.shard(self.layer)
 
     def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
-        time.sleep(PAUSE)
+        pause()
         leave_pid(self.folder, index)
         self.step = index + 1
         return self.layer(batch).square().mean()
@@ -129,7 +132,7 @@ def last(folder: Path, stop: str) -> None:
 def loop(folder: Path, fault: str = "", at: str = "0", rank: str = "1") -> None:
     """Steps that reduce something, as gradients are; at some step one rank meets its fault."""
     for step in range(1000):
-        time.sleep(PAUSE)
+        pause()
         dist.all_reduce(torch.ones(1000))
         leave_pid(folder, step)
         if step == int(at) and world.rank() == int(rank):
@@ -169,8 +172,9 @@ FAULTS: dict[str, Callable[[], None]] = {
 PROGRAMS: dict[str, Callable[..., None]] = {"fit": fit, "last": last, "loop": loop}
 
 
-def run(name: str, folder: str, *words: str, timeout: str = "1800") -> int:
-    hardware = Hardware(accelerator="cpu", devices=int(os.environ.get("ASKED", devices())), timeout=int(timeout))
+def run(name: str, folder: str, *words: str) -> int:
+    asked, timeout = (int(os.environ.get(key, default)) for key, default in (("ASKED", devices()), ("TIMEOUT", 1800)))
+    hardware = Hardware(accelerator="cpu", devices=asked, timeout=timeout)
     first = ranks.joined(hardware, lambda: PROGRAMS[name](Path(folder), *words))
     if first:
         print("the first rank reports")
@@ -178,4 +182,4 @@ def run(name: str, folder: str, *words: str, timeout: str = "1800") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(*sys.argv[1:], timeout=os.environ.get("TIMEOUT", "1800")))
+    sys.exit(run(*sys.argv[1:]))

@@ -27,7 +27,7 @@ class Left(Exception):
 
 def play(experiment: Experiment, job: dict[str, Any]) -> None:
     losses: list[float] = []
-    step, save = Classifier.training_step, callbacks.Checkpoints.save
+    step, save = Classifier.training_step, callbacks.Checkpoints._publish
 
     def recording(self: Classifier, batch: Any, index: int) -> torch.Tensor:
         loss = step(self, batch, index)
@@ -39,13 +39,13 @@ def play(experiment: Experiment, job: dict[str, Any]) -> None:
         if at == job.get("stop") and str(self._folder).endswith(job.get("round", "")):
             raise Left
 
-    Classifier.training_step, callbacks.Checkpoints.save = recording, leaving  # type: ignore[method-assign]
+    Classifier.training_step, callbacks.Checkpoints._publish = recording, leaving  # type: ignore[method-assign]
     try:
         lottery.run(experiment, experiment.tasks)
     except Left:
         pass
     finally:
-        Classifier.training_step, callbacks.Checkpoints.save = step, save  # type: ignore[method-assign]
+        Classifier.training_step, callbacks.Checkpoints._publish = step, save  # type: ignore[method-assign]
     every = world.gathered(losses)
     if world.first() and "losses" in job:
         Path(job["losses"]).write_text(json.dumps(every))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from proofs import ended, fork, gone, kill
+from proofs import forks
 
 from lth_scale.checkpoint import Part, Source, State, writing
 from lth_scale.checkpoint.source import assembled
@@ -87,14 +86,7 @@ def same(source: Source, of: State) -> bool:
 def spawned(world: int, folder: Path, work: Callable[[int], object]) -> list[int]:
     """The exit codes of forked processes of one gloo group, which end within a minute."""
     folder.mkdir(exist_ok=True)
-    pids = [fork(lambda rank=rank: _joined(rank, world, folder, work)) for rank in range(world)]
-    limit = time.monotonic() + 60
-    while not all(gone(pid) for pid in pids) and time.monotonic() < limit:
-        time.sleep(0.02)
-    for pid in pids:
-        if not gone(pid):
-            kill(pid)
-    return [ended(pid) for pid in pids]
+    return forks(world, lambda rank: _joined(rank, world, folder, work))
 
 
 def _joined(rank: int, world: int, folder: Path, work: Callable[[int], object]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from many_ranks import free_port, import_everything
+from proofs import forks
 from strategy_fits import fit, full, gather, micro_batch, net, same, state, weights, write
 from torch import nn
 
@@ -110,7 +110,7 @@ def copies(shards: Shards) -> dict[str, torch.Tensor]:
     return {name: full(parameter.detach()).clone() for name, parameter in parameters.items()}
 
 
-def masked(strategy: str, optimizer: str, clip: float = 0, work: str = "gradients weights", steps: int = 20) -> Any:
+def masked(strategy: str, optimizer: str, clip: float = 0, work: str = "gradients weights", steps: int = 8) -> Any:
     """What came back of pruned weights in masters, state and copies; and norms as they should be and as they were."""
     seen: dict[str, Any] = {"expected": []}
 
@@ -213,9 +213,8 @@ def _rank(rank: int, ranks: int, port: int, calls: Sequence[Call], out: Path) ->
 
 def on_ranks(ranks: int, calls: Sequence[Call], scratch: Path) -> list[Any]:
     """What the first of several processes answers to each call, all made by every process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, args=(ranks, port, calls, scratch / "answers.pt"), nprocs=ranks)
-    answers: list[Any] = torch.load(scratch / "answers.pt", weights_only=False)
+    import_everything()
+    port, out = free_port(), scratch / "answers.pt"
+    assert forks(ranks, lambda rank: _rank(rank, ranks, port, calls, out), limit=280) == [0] * ranks
+    answers: list[Any] = torch.load(out, weights_only=False)
     return answers

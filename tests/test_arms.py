@@ -16,7 +16,6 @@ from tiny_runs import (
     dense,
     digest,
     final,
-    no_waiting_for_the_disk,
     play,
     result,
     spying,
@@ -33,8 +32,6 @@ from lth_scale.data import Batches
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.tasks import Task
-
-assert no_waiting_for_the_disk  # a fixture
 
 K = 7
 ALL = tuple(arms)
@@ -175,7 +172,8 @@ def test_the_dense_round_is_shared(played: Played) -> None:
 
 @pytest.mark.parametrize("arm", ALL)
 def test_batchnorm_buffers_start_where_the_weights_do(arm: str, tmp_path: Path) -> None:
-    made = Played(tmp_path, model=RESNET, run={"arms": ("ticket", arm)}, prune={"rounds": 1})
+    short = {"duration": f"{K + 1}it", "eval_every": f"{K + 1}it"}
+    made = Played(tmp_path, model=RESNET, train=short, run={"arms": ("ticket", arm)}, prune={"rounds": 1})
     source = made.run.initial(0) if arms[arm].draws or "reinit" in arm else theta(made.run, K)
     start = made.fit(arm, 1).start
     assert (

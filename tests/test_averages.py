@@ -17,7 +17,6 @@ from tiny_runs import (
     T,
     dense,
     final,
-    no_waiting_for_the_disk,
     play,
     result,
     rows,
@@ -38,7 +37,7 @@ from lth_scale.shards import EMA
 from lth_scale.training import averages, callbacks
 from lth_scale.training.averages import Average
 
-assert spy and no_waiting_for_the_disk  # fixtures
+assert spy  # a fixture
 
 DECAY, K = 0.9, 7
 TRAIN = {"ema": DECAY, "eval_every": "24it", "optimizer": "adam", "lr": 0.005}

@@ -145,16 +145,22 @@ def test_a_damaged_provenance_is_named(half: Path, again: Lth) -> None:
         assert_told(again(), "run/provenance.json is damaged", "remove it to have it made anew")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty"])
-def test_a_damaged_result_is_named_and_made_anew_when_removed(
-    damage: str, whole: Path, again: Lth, tmp_path: Path
-) -> None:
+def test_a_damaged_result_is_named_and_made_anew_when_removed(whole: Path, again: Lth, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(whole, root)
     result = RunPaths(root).round(0, "random", 1).result
-    DAMAGES[damage](result)
+    DAMAGES["cut"](result)
     assert_told(again(), str(result.relative_to(tmp_path)), "is damaged", "remove it to have it made anew")
     result.unlink()
+    play(MADE, root)
+    assert_same(root, proof(whole))
+
+
+def test_an_empty_result_is_none(whole: Path, tmp_path: Path) -> None:
+    """Where there are no links, a marker is empty for a moment; a kill in that moment leaves it so."""
+    root = tmp_path / "run"
+    shutil.copytree(whole, root)
+    DAMAGES["empty"](RunPaths(root).round(0, "random", 1).result)
     play(MADE, root)
     assert_same(root, proof(whole))
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from commands import flip
-from proofs import children, gone
+from failing_ranks import Run
+from proofs import children, gone, kill
 from tiny_runs import final, result, rows, theta, ticket_mask
 from torch.nn import functional
 
-from lth_scale import lottery, settings
+from lth_scale import cli, lottery, settings
 from lth_scale.data import Batches, SplitName
 from lth_scale.experiment import Experiment
 from lth_scale.paths import RunPaths
@@ -39,14 +38,10 @@ RESNET = (
 
 
 def two_processes(out: Path, *words: str) -> Experiment:
-    """``lth run`` on two devices, in processes of its own."""
-    asked = [*COMMON, *words, "--hardware.devices=2"]
-    command = [sys.executable, "-m", "lth_scale", "run", *asked, "--out", str(out)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Experiment.at(settings.parse(asked), out)
+    """``lth run`` on two devices."""
+    run = Run([*COMMON, *words], out)
+    assert run.wait() == 0, run.told
+    return Experiment.at(settings.parse([*COMMON, *words, "--hardware.devices=2"]), out)
 
 
 def one_process(out: Path, *words: str) -> Experiment:
@@ -183,20 +178,10 @@ def test_pruned_weights_stay_zero_on_two_processes(resnet: Experiment) -> None:
         assert json.loads(path.read_text())["zeros"]["nonzero"] == 0
 
 
-def test_a_world_that_does_not_divide_the_batch_is_refused(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lth_scale",
-        "run",
-        *COMMON,
-        "--hardware.devices=3",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "train.batch_size" in done.stderr and "3 devices" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_world_that_does_not_divide_the_batch_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", *COMMON, "--hardware.devices=3", "--out", str(tmp_path / "run")]) == 2
+    told = capfd.readouterr().err
+    assert "train.batch_size" in told and "3 devices" in told and len(told.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -207,23 +192,21 @@ def test_a_mistake_met_by_two_ranks_is_told_once(resnet: Experiment, tmp_path: P
     paths = RunPaths(root).round(0, "ticket", 1)
     flip(paths.mask)
     paths.result.unlink()
-    command = [sys.executable, "-m", "lth_scale", "run", *COMMON, *RESNET, "--hardware.devices=2", "--out", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr == f"lth: {paths.mask} {done.stderr.partition(f'{paths.mask} ')[2]}"
-    assert "is damaged" in done.stderr and len(done.stderr.splitlines()) == 1
+    run = Run([*COMMON, *RESNET], root)
+    assert run.wait() == 2, run.told
+    assert run.told == f"lth: {paths.mask} {run.told.partition(f'{paths.mask} ')[2]}"
+    assert "is damaged" in run.told and len(run.told.splitlines()) == 1
 
 
 def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    words = [*COMMON, *LENET, "--train.duration=100000it", "--hardware.devices=2", "--out", str(root)]
-    launcher = subprocess.Popen([sys.executable, "-m", "lth_scale", "run", *words], stderr=subprocess.DEVNULL)
+    run = Run([*COMMON, *LENET, "--train.duration=100000it"], root)
     while not list(root.glob("seed_0/rewind/step_*/MANIFEST.json")):
-        assert launcher.poll() is None
+        assert run.launcher.poll() is None
         time.sleep(0.05)
-    ranks = children(launcher.pid)
-    launcher.kill()
-    launcher.wait()
+    ranks = children(run.launcher.pid)
+    kill(run.launcher.pid)
+    assert run.launcher.wait() == -signal.SIGKILL
     assert len(ranks) == 2
     while not all(map(gone, ranks)):
         time.sleep(0.02)  # the test's own limit ends this if they live on

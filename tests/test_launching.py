@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from launches import PROGRAMS, Launch, notes, when_running
+from launches import PROGRAMS, Forked, Launch, begin, leave, notes, when_running
 from launches import launch as launch
+from rank_programs import run
 
 from lth_scale import ranks
 from lth_scale.errors import UserError
@@ -149,16 +151,20 @@ def step(number: int = 0, tasks: int = 2) -> dict[str, str]:
     }
 
 
-def test_tasks_of_srun_are_ranks(tmp_path: Path) -> None:
-    tasks = [
-        subprocess.Popen([sys.executable, PROGRAMS, "fit", str(tmp_path)], env=os.environ | step(number), stderr=-1)
-        for number in (0, 1)
-    ]
+def test_tasks_of_srun_are_ranks(launch: Launch, tmp_path: Path) -> None:
+    told = [step(number) for number in (0, 1)]
+
+    def task(number: int) -> None:
+        begin(told[number])
+        sys.stderr = (tmp_path / f"told.{number}").open("w", buffering=1)
+        leave(run("fit", str(tmp_path)))
+
+    tasks = [Forked(partial(task, number)) for number in (0, 1)]
     when_running(tmp_path, 2, lambda pids: tasks[1].send_signal(signal.SIGUSR1))
-    said = [task.communicate(timeout=100)[1].decode() for task in tasks]
+    assert [task.wait() for task in tasks] == [138, 138]
     first, second = notes(tmp_path, "saved")
     assert first == second
-    assert [task.returncode for task in tasks] == [138, 138]
+    said = [(tmp_path / f"told.{number}").read_text() for number in (0, 1)]
     assert said == [f"lth: stopped by SIGUSR1 at step {first}, checkpoint saved{CONTINUES}", ""]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from proofs import DONE
+from states import spawned
 
 from lth_scale import masks
 from lth_scale.masks import Bits, Mask
@@ -36,29 +36,24 @@ def parts(rank: int, world: int) -> dict[str, tuple[int, Bits]]:
     return made
 
 
-def _work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    try:
-        for piece in (16, 1 << 20):
-            masks.PIECE = piece
-            mask = Mask.assembled(SHAPES, parts(rank, world))
-            assert (rank == 0) == (len(mask) > 0)
-            if rank == 0:
-                mask.save(Path(folder) / f"assembled_{piece}")
-        mine = parts(rank, world) if rank else {}
-        with pytest.raises(AssertionError, match="the processes hold"):
-            Mask.assembled(SHAPES, mine)
-        owned = {name: (0, Bits.pack(kept.flatten().numpy())) for name, kept in whole().items()} if rank == 1 else {}
-        assert Mask.assembled(SHAPES, owned) == (whole() if rank == 0 else Mask({}))
-    finally:
-        dist.destroy_process_group()
+def _work(rank: int, world: int, folder: Path) -> None:
+    for piece in (16, 1 << 20):
+        masks.PIECE = piece
+        mask = Mask.assembled(SHAPES, parts(rank, world))
+        assert (rank == 0) == (len(mask) > 0)
+        if rank == 0:
+            mask.save(folder / f"assembled_{piece}")
+    mine = parts(rank, world) if rank else {}
+    with pytest.raises(AssertionError, match="the processes hold"):
+        Mask.assembled(SHAPES, mine)
+    owned = {name: (0, Bits.pack(kept.flatten().numpy())) for name, kept in whole().items()} if rank == 1 else {}
+    assert Mask.assembled(SHAPES, owned) == (whole() if rank == 0 else Mask({}))
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_any_number_of_processes_give_the_file_of_one(world: int, tmp_path: Path) -> None:
     """Also: the weights that nobody holds are noticed on all of them, and one may hold everything for the first."""
-    mp.spawn(_work, (world, str(tmp_path)), nprocs=world)
+    assert spawned(world, tmp_path / "group", lambda rank: _work(rank, world, tmp_path)) == [DONE] * world
     whole().save(tmp_path / "whole")
     for piece in (16, 1 << 20):
         assert (tmp_path / f"assembled_{piece}").read_bytes() == (tmp_path / "whole").read_bytes()

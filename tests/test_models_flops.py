@@ -90,6 +90,7 @@ def test_a_tied_layer_owns_the_macs_of_all_its_uses() -> None:
     assert macs(nn.Sequential(layer, nn.ReLU(), layer), (4,)) == {"0.weight": 32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

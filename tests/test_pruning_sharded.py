@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proofs import DONE
+from states import spawned
 
 from lth_scale.config import Prune
 from lth_scale.errors import UserError
@@ -174,19 +175,14 @@ CUTS = {
 CASES = [(kind, CONFIGS[(turn + half) % 4], half) for turn, kind in enumerate(KINDS_OF_VALUES) for half in (0, 1)]
 
 
-def _work(rank: int, world: int, folder: str) -> None:
+def _work(rank: int, world: int) -> None:
     """One real process: every kind of values and config on shards; then what must be refused."""
-    torch.set_num_threads(1)
     threshold.SMALL, threshold.SAMPLE, candidates.BLOCK = 512, (300, 1000), 504
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    try:
-        for case in CASES:
-            _check(case, ranges(CUTS[world], rank), dist.group.WORLD)
-        _refusals(rank, world)
-        if world == 4:
-            _replicas(rank)
-    finally:
-        dist.destroy_process_group()
+    for case in CASES:
+        _check(case, ranges(CUTS[world], rank), dist.group.WORLD)
+    _refusals(rank, world)
+    if world == 4:
+        _replicas(rank)
 
 
 def _check(case: tuple[str, Prune, int], mine: Sequence[tuple[int, int]], group: dist.ProcessGroup) -> None:
@@ -248,4 +244,4 @@ def test_real_processes(world: int, tmp_path: Path) -> None:
 
     Four are then two replicas of two as well.
     """
-    mp.spawn(_work, (world, str(tmp_path)), nprocs=world)
+    assert spawned(world, tmp_path / "group", lambda rank: _work(rank, world)) == [DONE] * world

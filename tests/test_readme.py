@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from failing_ranks import Run
 from test_data_sources import idx
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -105,12 +106,15 @@ def test_results_in_python(sandbox: tuple[Path, dict[str, str]], monkeypatch: py
 
 @pytest.mark.distributed
 def test_several_devices(tmp_path: Path) -> None:
-    lines = [line for line in commands("lth") if several_devices(line)]
-    assert lines
-    for line in lines:
-        words = [str(Path(sys.executable).with_name("lth")), *shortened(line)[1:]]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    """The first as the program that is installed, with all of its arms; the others with one, by forks."""
+    first, *others = [shortened(line) for line in commands("lth") if several_devices(line)]
+    program = [str(Path(sys.executable).with_name("lth")), *first[1:]]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, f"{first}\n{done.stdout}\n{done.stderr}"
+    assert others
+    for number, words in enumerate(others):
+        run = Run([*words[2:], "--run.arms=[ticket]"], tmp_path / str(number))
+        assert run.wait() == 0, f"{words}\n{run.told}"
 
 
 class MyModule(pl.LightningModule):

@@ -236,12 +236,14 @@ def everything(root: Path, out: Path) -> dict[str, bytes]:
     return found | {"results.csv": report.tidy([one.run]).to_csv().encode(), "table.tex": latex([one]).encode()}
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(small: Path, tmp_path: Path) -> None:
     first, second = everything(small, tmp_path / "a"), everything(small, tmp_path / "b")
     assert len(first) == len(FIGURES) + 2 + 2 + 2
     assert first == second
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_says_what_is_missing(small: Path) -> None:
     for seed in (1, 2):
         shutil.rmtree(small / f"seed_{seed}" / "random")

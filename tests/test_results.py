@@ -15,7 +15,6 @@ from tiny_runs import (
     T,
     dense,
     final,
-    no_waiting_for_the_disk,
     play,
     result,
     rows,
@@ -36,8 +35,6 @@ from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.rewinding import Clock
 from lth_scale.training.evaluation import Curves, Measure, evaluate, read_curves
-
-assert no_waiting_for_the_disk  # a fixture
 
 
 def columns(lines: list[str], split: str) -> list[tuple[int, float]]:

@@ -33,6 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return docs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["results.md", "benchmarks.md"])
 def test_the_pages_are_current(built: Path, name: str) -> None:
     assert (built / name).read_text() == (ROOT / "docs" / name).read_text(), "run tools/make_results.py build"
@@ -98,6 +99,7 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     assert "(n = 2)" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [False, True])
 def test_the_page_compares_rewind_points(tmp_path: Path, lost: bool) -> None:
     """The same run twice decides nothing; with the first one's tickets made bad, the rewind point does."""

@@ -252,6 +252,7 @@ FREE = {
     "data.workers": "0",
     "data.cache": "elsewhere",
     "data.cache_gb": "1",
+    "data.stage": "true",
     "train.micro_batch": "50",
     "train.checkpoint_every": "7it",
     "prune.rounds": "4",
@@ -268,7 +269,12 @@ FREE = {
     "hardware.deterministic": "true",
     "hardware.channels_last": "true",
     "hardware.compile": "true",
+    "hardware.scratch": "elsewhere",
     "hardware.timeout": "60",
+    "tracking.wandb": "off",
+    "tracking.project": "another",
+    "tracking.entity": "another",
+    "tracking.tags": "[another]",
 }
 BASE = ["--train.duration=20it", "--train.batch_size=100", "--model.hidden=[20,10]"]
 

@@ -22,7 +22,6 @@ from tiny_runs import (
     dropout_net,
     established,
     final,
-    no_waiting_for_the_disk,
     play,
     result,
     rows,
@@ -41,7 +40,7 @@ from lth_scale.shards import ReplicatedShards, Shards, capture, restore
 from lth_scale.tasks import Task
 from lth_scale.training import callbacks
 
-assert dropout_net and spy and no_waiting_for_the_disk  # fixtures
+assert dropout_net and spy  # fixtures
 
 DROPS = {"schedule": "multistep", "milestones": ("12it", "20it"), "warmup": "3it"}
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
@@ -125,6 +124,7 @@ def test_continue_with_a_full_mask_repeats_the_dense_round(at: str, optimizer: s
     assert [row for row in rows(run, "dense_from_k", 1) if "validation" in row] == validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("at", POINTS)
 def test_continue_repeats_batchnorm_and_augmentation(at: str, optimizer: str, tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from failing_ranks import (
     without_statistics,
 )
 from proofs import assert_same, gone, kill, leftovers, proof
-from tiny_runs import no_waiting_for_the_disk as no_waiting_for_the_disk
 
 from lth_scale import checkpoint
 from lth_scale.checkpoint import MANIFEST

@@ -23,17 +23,17 @@ pytestmark = pytest.mark.distributed
 
 STRATEGIES = get_args(get_type_hints(Hardware)["strategy"])
 COMMON = (
-    *("digits_lenet", "--run.seeds=0", "--run.arms=[ticket,reinit]", "--prune.rounds=2", "--hardware.accelerator=cpu"),
-    *("--train.batch_size=60", "--train.checkpoint_every=5it", "--prune.rates.output=null", "--prune.scope=global"),
+    *("digits_lenet", "--run.seeds=0", "--run.arms=[ticket]", "--prune.rounds=2", "--hardware.accelerator=cpu"),
+    *("--train.batch_size=60", "--train.checkpoint_every=10it", "--prune.rates.output=null", "--prune.scope=global"),
     *("--train.decay=weights", "--train.weight_decay=0.01"),
 )
-LENET = ("--model.hidden=[21,10]", "--train.duration=16it", "--train.eval_every=4it", "--rewind.at=5it")
+LENET = ("--model.hidden=[21,10]", "--train.duration=16it", "--train.eval_every=8it", "--rewind.at=5it")
 RESNET = (
     *("--model.name=resnet8", "--model.width=4", "--train.duration=6it", "--train.eval_every=3it", "--rewind.at=2it"),
     *("--data.augment=crop_flip",),
 )
 NETS = {
-    "lenet adam": (*LENET, "--train.optimizer=adam", "--train.lr=0.002"),
+    "lenet adam": (*LENET, "--train.optimizer=adam", "--train.lr=0.002", "--run.arms=[ticket,reinit]"),
     "resnet nesterov": (*RESNET, "--train.optimizer=nesterov", "--train.lr=0.05"),
     "lenet adamw": (*LENET, "--train.optimizer=adamw", "--train.lr=0.002", "--train.ema=0.9", "--prune.weights=ema"),
 }
@@ -74,7 +74,7 @@ def test_two_ranks_are_one_process_bit_for_bit(net: str, strategy: str, two: Pat
     One process has other running statistics, of both micro-batches in turn: there the strategies are compared.
     """
     expected = proof(two / net / ("ddp" if net.startswith("resnet") else "one"))
-    assert len([name for name in expected if name.endswith("final")]) == 5
+    assert len([name for name in expected if name.endswith("final")]) == (5 if net == "lenet adam" else 3)
     assert_same(two / net / strategy, expected, strategy)
 
 
@@ -96,7 +96,7 @@ def test_the_proof_sees_another_order(two: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("net", NETS)
 def test_training_losses_are_equal(net: str, two: Path) -> None:
     every = [json.loads((two / f"{net} {s}.json").read_text()) for s in STRATEGIES]
-    assert len(every[0]) == 2 and len(every[0][0]) >= 26
+    assert len(every[0]) == 2 and len(every[0][0]) >= 14
     assert all(losses == every[0] for losses in every)
 
 
@@ -129,25 +129,25 @@ def final_folder(root: Path, number: int) -> Path:
 
 @pytest.fixture(scope="module", params=[3, 4])
 def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """Every strategy twice on three and on four ranks."""
+    """Every strategy twice on three and on four ranks, the second time interrupted."""
     ranks, root = request.param, tmp_path_factory.mktemp(f"ranks_{request.param}")
-    short = ("--prune.rounds=1", "--run.arms=[ticket]", "--train.duration=24it", "--rewind.at=2it")
-    jobs = [
-        {
-            "words": words("lenet adam", s, ranks, *short),
-            "out": str(root / s / str(again)),
-            "losses": str(root / f"{s} {again}.json"),
-        }
-        for s in STRATEGIES
-        for again in (1, 2)
-    ]
+    short = ("--prune.rounds=1", "--run.arms=[ticket]", "--train.duration=21it", "--rewind.at=16it")
+    short += ("--train.eval_every=21it", "--train.checkpoint_every=10it")
+    jobs: list[dict[str, Any]] = []
+    for s in STRATEGIES:
+        asked = words("lenet adam", s, ranks, *short)
+        jobs.append({"words": asked, "out": str(root / s / "1"), "losses": str(root / f"{s} 1.json")})
+        jobs.append({"words": asked, "out": str(root / s / "2"), "stop": 10, "round": "round_00/checkpoint"})
+        jobs.append({"words": asked, "out": str(root / s / "2")})
     on_ranks(ranks, jobs)
     return ranks, root
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_more_ranks_repeat_themselves(strategy: str, many: tuple[int, Path]) -> None:
+    """Also where they go on: frameworks that choose an order of adding on their way must come to the same one."""
     _, root = many
+    assert len(list((root / strategy / "2").glob("seed_0/ticket/round_00/attempts/*"))) == 2
     assert_same(root / strategy / "2", proof(root / strategy / "1"), strategy)
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import many_ranks
 import pytest
 import torch
-from tiny_runs import final, no_waiting_for_the_disk, ticket_mask
+from tiny_runs import final, ticket_mask
 from torch._dynamo.utils import counters
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -27,7 +27,6 @@ from lth_scale.training.masking import Masking
 from lth_scale.training.module import Classifier
 
 pytestmark = pytest.mark.distributed
-assert no_waiting_for_the_disk  # a fixture
 
 STRATEGIES = get_args(get_type_hints(Hardware)["strategy"])
 COMMON = (
@@ -37,7 +36,7 @@ COMMON = (
     *("--train.lr=0.1", "--train.duration=8it", "--train.eval_every=8it", "--rewind.at=3it"),
 )
 LENET = ("--model.hidden=[21,10]", "--train.clip=0.2")
-RESNET = ("--model.name=resnet8", "--model.width=4", "--train.duration=3it", "--rewind.at=0", "--prune.rounds=0")
+RESNET = ("--model.name=resnet20", "--model.width=4", "--train.duration=3it", "--rewind.at=0", "--prune.rounds=0")
 
 
 def experiment(out: Path, *more: str) -> Experiment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from commands import again as again
 from commands import half as half
 from commands import lth as lth
 from commands import whole as whole
+from failing_ranks import before_steps
 from proofs import DONE, USER, assert_same, ended, fork, kill, proof
 from tiny_runs import play, tiny
 
@@ -123,6 +125,7 @@ def established(config: Config, root: Path) -> None:
     Experiment.at(config, root).established()
 
 
+@pytest.mark.slow
 def test_many_processes_make_the_folder_at_once(tmp_path: Path) -> None:
     data.load(MADE.data)
     root = tmp_path / "run"
@@ -159,6 +162,7 @@ def test_of_many_processes_one_gets_the_task(tmp_path: Path) -> None:
 
 def test_status_and_report_work_while_a_run_goes_on(half: Path, whole: Path) -> None:
     def work() -> None:
+        before_steps(lambda: time.sleep(0.05))
         run = Experiment.at(MADE, half).established()
         lottery.run(run, run.tasks)
 

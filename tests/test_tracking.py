@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from proofs import USER, assert_same, ended, fork, proof
 from tiny_runs import K, T, established, play, result, tiny
 from wandb_service import KEY, Service, service
 
-import wandb
 from lth_scale import cli, lottery
 from lth_scale.config import Config
 from lth_scale.errors import UserError

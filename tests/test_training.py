@@ -20,7 +20,6 @@ from tiny_runs import (
     dense,
     established,
     final,
-    no_waiting_for_the_disk,
     play,
     result,
     rows,
@@ -40,7 +39,7 @@ from lth_scale.tasks import Task
 from lth_scale.training.masking import Masking
 from lth_scale.training.schedule import Schedule
 
-assert spy and no_waiting_for_the_disk  # fixtures
+assert spy  # a fixture
 
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
 
@@ -267,6 +266,7 @@ def cut_at(spy: Spy, step: int) -> None:
     spy.after = cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_k", [False, True], ids=["between", "at k"])
 @pytest.mark.parametrize("recipe", ["continue", "openlth"])
 def test_an_interrupted_round_goes_on_bit_for_bit(recipe: str, at_k: bool, spy: Spy, tmp_path: Path) -> None:
