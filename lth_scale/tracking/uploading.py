@@ -73,7 +73,7 @@ def sync(paths: RunPaths, limit: float | None = None) -> int:
     waiting = pending(paths)
     with ExitStack() as held:
         fresh = {path for path in waiting if held.enter_context(sending(path))}
-        problem = _send([path for path in waiting if path in fresh], [p for p in waiting if p not in fresh], deadline)
+        problem = _send(waiting, {path.name for path in waiting if path not in fresh}, deadline)
     left = [path for path in waiting if not sent(path).exists()]
     if left:
         raise UserError(f"{len(left)} of {len(waiting)} logs of {paths.root} were not sent: {problem}; try again later")
@@ -87,11 +87,19 @@ def sending(path: Path) -> Iterator[bool]:
         yield attempt == 1
 
 
-def _send(fresh: Sequence[Path], begun: Sequence[Path], deadline: float) -> str:
-    """By W&B's own sync, together; those of which it may have a part by ours, in order. What was said last."""
-    calls = [[*CLIENT, "sync", *map(str, fresh)]] if fresh else []
-    calls += [[sys.executable, "-m", "lth_scale.tracking.resending", str(path)] for path in begun]
-    return [_said(words, deadline) for words in calls][-1] if calls else ""
+def _send(waiting: Sequence[Path], begun: set[str], deadline: float) -> str:
+    """By W&B's own sync, together; runs of which the service may have a part by ours, log by log. What was said last.
+
+    A log that was not sent holds up the later ones of its run, whose steps would be taken for all there is.
+    """
+    whole = [str(path) for path in waiting if path.name not in begun]
+    said = _said([*CLIENT, "sync", *whole], deadline) if whole else ""
+    stuck: set[str] = set()
+    for path in waiting:
+        if path.name in begun - stuck:
+            said = _said([sys.executable, "-m", "lth_scale.tracking.resending", str(path)], deadline)
+            stuck |= set() if sent(path).exists() else {path.name}
+    return said
 
 
 def _said(words: Sequence[str], deadline: float) -> str:
