@@ -58,6 +58,7 @@ def test_each_import_rule_catches_a_violation(tmp_path: Path) -> None:
     assert set(VIOLATIONS) == set(CONTRACTS)
 
 
+@pytest.mark.slow
 def test_reading_loads_no_lightning() -> None:
     code = "import sys, lth_scale.report; assert {'pytorch_lightning', 'lightning'}.isdisjoint(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -76,6 +76,7 @@ def test_a_damaged_rewind_point_is_replaced_when_the_dense_round_runs_again(half
     assert_same(half, proof(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_final_checkpoint_that_a_recipe_needs(damage: str, lth: Lth, tmp_path: Path) -> None:
     root = tmp_path / "run"

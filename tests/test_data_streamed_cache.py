@@ -285,6 +285,7 @@ def start(cache: Cache, shard: Shard) -> tuple[object, Connection]:
     return process, mine
 
 
+@pytest.mark.slow
 def test_of_four_processes_one_fetches(server: Served, cache: Cache) -> None:
     def slowly(handler: BaseHTTPRequestHandler, content: bytes, number: int) -> None:
         RELEASED.wait(0.3)  # the others ask meanwhile

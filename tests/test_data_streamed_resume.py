@@ -40,6 +40,7 @@ def whole(folder: Path) -> list[Pair]:
     return list(batches(opened(folder), micro_batch=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_change_no_bit(folder: Path, whole: list[Pair], workers: int) -> None:
     assert equal(whole, list(batches(opened(folder, workers=workers), micro_batch=4)))

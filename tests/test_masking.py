@@ -268,6 +268,7 @@ def test_every_optimizer_is_hooked_until_removed(form: str) -> None:
     assert work.revived() == {"head.weight": int((~mask["head.weight"]).sum())}
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_its_names() -> None:
     """Compiled in place it has its own; the control: wrapped, it has others, and shards show its own all the same."""
     model = net()

@@ -391,6 +391,7 @@ def test_ranges_and_groups() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:

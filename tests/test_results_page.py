@@ -43,6 +43,7 @@ def figures(docs: Path) -> dict[str, bytes]:
     return {str(path.relative_to(docs)): path.read_bytes() for path in sorted(docs.rglob("*.svg"))}
 
 
+@pytest.mark.slow
 def test_the_figures_are_current(built: Path) -> None:
     mine, committed = figures(built), figures(ROOT / "docs")
     assert mine.keys() == committed.keys()

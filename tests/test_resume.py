@@ -166,6 +166,7 @@ EXTENSIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", EXTENSIONS)
 def test_a_run_is_extended_without_touching_what_is_there(
     more: str, whole: tuple[Config, Path], tmp_path: Path

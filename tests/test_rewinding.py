@@ -96,6 +96,7 @@ def test_one_step_more_or_less_is_another_theta(tmp_path: Path) -> None:
     assert theta(run, 7).differences(theta(run, 6)) and theta(run, 7).differences(theta(run, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [{}, RESNET], ids=["lenet", "resnet8"])
 def test_the_dense_pass_runs_unbroken_whatever_is_stored_on_the_way(model: dict[str, Any], tmp_path: Path) -> None:
     changes: dict[str, Any] = {"model": model, "train": ONCE | {"optimizer": "adam", "lr": 0.01}}
@@ -218,6 +219,7 @@ def rate(step: int) -> float:
     return 0.05 * (step + 1) / 3 if step < 3 else 0.05 * 0.1 ** ((step >= 12) + (step >= 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(recipes))
 def test_a_round_really_starts_and_trains_as_its_recipe_says(name: str, spy: Spy, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"model": RESNET, "data": {"augment": "crop_flip"}, "train": ONCE | DROPS}

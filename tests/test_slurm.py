@@ -297,6 +297,7 @@ def test_a_mistake_of_the_users_is_final_at_once(tmp_path: Path) -> None:
     assert job.failed(tmp_path, Task(1, 0, "ticket"), "7_0", 2) == 1
 
 
+@pytest.mark.slow
 def test_a_task_whose_input_is_missing_is_not_ready(tmp_path: Path) -> None:
     made = Experiment.at(settings.parse(TINY), tmp_path).established()
     write_json(made.paths.submit.seeds, [3])

@@ -58,6 +58,7 @@ def test_what_killed_tasks_claim_is_given_back(tmp_path: Path) -> None:
     assert claims.acquire(folder, "9_0") == 3
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_a_lost_one_to_be_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "SILENCE", 2.0)
     lost(tmp_path, "7_0")

@@ -160,6 +160,7 @@ def test_of_many_processes_one_gets_the_task(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "claims").iterdir()] == ["000001"]
 
 
+@pytest.mark.slow
 def test_status_and_report_work_while_a_run_goes_on(half: Path, whole: Path) -> None:
     def work() -> None:
         before_steps(lambda: time.sleep(0.05))
