@@ -13,3 +13,14 @@ def expand(values: str | int | Iterable[int | str]) -> tuple[int, ...]:
         first, _, last = str(part).strip().partition("-")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(numbers))
+
+
+def spans(numbers: Iterable[int]) -> list[str]:
+    """``[0, 1, 2, 5]`` -> ``["0-2", "5"]``: :func:`expand` turned around."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]

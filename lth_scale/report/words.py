@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lth_scale.ranges import spans
 from lth_scale.report.reading import Key, RunResults, read_run
 from lth_scale.report.table import summary
 
@@ -28,13 +29,7 @@ def percent(density: float) -> str:
 
 def ranges(numbers: Iterable[int]) -> str:
     """``[3, 4, 5, 8]`` -> ``3-5, 8``."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+    return ", ".join(spans(numbers))
 
 
 def rows_of(rows: pd.DataFrame, arm: str) -> pd.DataFrame:

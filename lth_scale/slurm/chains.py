@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from lth_scale import ranges
 from lth_scale.tasks import Task
 
 
@@ -65,10 +66,4 @@ def fitting(every: Sequence[Array], room: int) -> tuple[list[Array], list[int]]:
 
 def spans(indices: Sequence[int]) -> str:
     """``[0, 1, 2, 5]`` -> ``"0-2,5"``, as sbatch wants an array's indices."""
-    parts: list[list[int]] = []
-    for index in sorted(indices):
-        if parts and index == parts[-1][-1] + 1:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+    return ",".join(ranges.spans(indices))

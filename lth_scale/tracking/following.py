@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from lth_scale.tracking.uploading import CLIENT, end, sending
+from lth_scale.tracking.uploading import CLIENT, LOGS, end, sending
 
 POLL = 0.5
 GRACE = 600.0  # seconds for the rest once the round has ended, well or badly
@@ -18,7 +18,7 @@ GRACE = 600.0  # seconds for the rest once the round has ended, well or badly
 def main(folder: Path, owner: int) -> None:
     """End when all is sent, or some minutes after the owner; `lth sync` sends what is left then."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    while not (found := list(folder.glob("wandb/offline-run-*/run-*.wandb"))):
+    while not (found := list(folder.glob(LOGS))):
         if _gone(owner):
             return
         time.sleep(POLL)

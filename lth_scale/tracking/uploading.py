@@ -19,11 +19,12 @@ from lth_scale.paths import RoundPaths, RunPaths
 from lth_scale.tracking import segments
 
 CLIENT = (sys.executable, "-m", "wandb")
+LOGS = "wandb/offline-run-*/run-*.wandb"  # in an attempt's folder; W&B's own names
 
 
 def logs(paths: RoundPaths) -> list[Path]:
     """The files that the attempts of a round have logged to, oldest first."""
-    return sorted(paths.folder.glob("attempts/*/wandb/offline-run-*/run-*.wandb"))
+    return sorted(paths.folder.glob(f"attempts/*/{LOGS}"))
 
 
 def pending(paths: RunPaths) -> list[Path]:
@@ -31,7 +32,7 @@ def pending(paths: RunPaths) -> list[Path]:
 
     Those of attempts at work are left to them; what a kill has torn is mended first.
     """
-    found = paths.root.glob("seed_*/*/round_*/attempts/*/wandb/offline-run-*/run-*.wandb")
+    found = paths.root.glob(f"seed_*/*/round_*/attempts/*/{LOGS}")
     return sorted(path for path in found if not sent(path).exists() and not _at_work(path) and segments.mend(path))
 
 
