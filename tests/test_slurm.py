@@ -309,3 +309,17 @@ def test_a_task_whose_input_is_missing_is_not_ready(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
     assert "seed=3 arm=random round=1 is not ready: seed=3 arm=ticket round=0 is not done" in done.stderr
+
+
+@pytest.mark.parametrize(("index", "seconds"), [(0, 0), (7, 14), (29, 58), (31, 2)])
+def test_elements_start_one_after_the_other(index: int, seconds: int, tmp_path: Path) -> None:
+    """Before anything is read from the file server; with commands that only note how they were called."""
+    (tmp_path / "submit").mkdir()
+    (tmp_path / "submit/site.sh").write_text("stagger=2\nlth=(true)\n")
+    for name in ("sleep", "srun"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$1" >>{tmp_path}/calls\n')
+        (tmp_path / name).chmod(0o755)
+    told = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": str(index), "SLURM_JOB_NODELIST": "n1"}
+    told["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+    subprocess.run(["bash", ROOT / "slurm/round.sbatch", tmp_path, "ticket", "0"], env=told, check=True)
+    assert (tmp_path / "calls").read_text().splitlines()[:2] == [f"sleep {seconds}", "srun --cpus-per-task=1"]
