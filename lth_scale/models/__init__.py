@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lth_scale.models import conv, lenet, resnet_cifar, vgg  # noqa: F401  (each enters its models in the table)
+from lth_scale.models import conv, lenet, resnet_cifar, vgg, vit  # noqa: F401  (each enters its models in the table)
 from lth_scale.models.base import models as models
 from lth_scale.models.building import build as build
 from lth_scale.models.building import skeleton as skeleton
