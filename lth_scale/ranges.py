@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 
 def expand(values: str | int | Iterable[int | str]) -> tuple[int, ...]:
-    """``"0-2,5"``, ``[0, 1, 2, 5]`` or ``0`` -> ``(0, 1, 2, 5)``; raises ValueError on anything else."""
+    """``"0-2,5"``, ``[0, 1, 2, 5]`` or ``0`` -> ``(0, 1, 2, 5)``, nothing -> ``()``; ValueError on anything else."""
+    if values == "":
+        return ()
     parts = [values] if isinstance(values, int) else values.split(",") if isinstance(values, str) else values
     numbers: list[int] = []
     for part in parts:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lth_scale.errors import at_least, require
+from lth_scale.errors import UserError, at_least, require
+from lth_scale.ranges import expand
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Data:
     Args:
         name: a data set (``lth list datasets``).
         dir: its folder of shards; empty means the cache folder, where digits makes itself.
+        classes: keep these classes alone, such as 0-4 or [1, 7], renumbered from 0; empty means all. In memory only.
+        shape: convert images to these (channels, height, width); empty means their own. In memory only.
         augment: crop_flip pads by 4, crops back and mirrors; resized_crop cuts a random part of a streamed image.
         noise_per_round: whether later rounds see the order and augmentation of round 0 (same) or new ones (fresh).
         crop: side in pixels of what the model sees.
@@ -33,6 +36,8 @@ class Data:
 
     name: str = "digits"
     dir: str = ""
+    classes: tuple[int, ...] | str | int = ()
+    shape: tuple[int, ...] = ()
     augment: Literal["none", "crop_flip", "resized_crop"] = "none"
     noise_per_round: Literal["same", "fresh"] = "same"
     crop: int = 224
@@ -52,6 +57,19 @@ class Data:
         require(0 <= self.randaugment <= 10, "data.randaugment", self.randaugment, "in 0..10")
         require(0 <= self.faults < 1, "data.faults", self.faults, "in [0, 1)")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "positive")
+        object.__setattr__(self, "shape", tuple(self.shape))
+        usable = (
+            len(self.shape) in (0, 3) and all(size > 0 for size in self.shape) and self.shape[:1] in ((), (1,), (3,))
+        )
+        require(usable, "data.shape", list(self.shape), "[1 or 3, height, width], or empty")
+        try:
+            classes = expand(self.classes)
+        except ValueError:
+            raise UserError(
+                f"data.classes={self.classes!r} is not valid; write numbers or ranges such as 0-4,7"
+            ) from None
+        object.__setattr__(self, "classes", classes)
+        require(len(set(classes)) == len(classes) != 1, "data.classes", list(classes), "two different numbers or more")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from lth_scale.data import svhn as _svhn
 from lth_scale.data.batches import Batches as Batches
 from lth_scale.data.batches import accumulation as accumulation
 from lth_scale.data.batches import steps_per_epoch as steps_per_epoch
+from lth_scale.data.dataset import SPLITS as SPLITS
 from lth_scale.data.dataset import Dataset as Dataset
 from lth_scale.data.dataset import Description as Description
 from lth_scale.data.dataset import Split as Split

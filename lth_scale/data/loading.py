@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lth_scale import config, resources
 from lth_scale.data import index as indexing
+from lth_scale.data.adapting import adapted, described
 from lth_scale.data.dataset import SPLITS, Dataset, Description, Split
 from lth_scale.data.definition import datasets
 from lth_scale.data.index import Index
@@ -70,7 +71,9 @@ def describe(data: config.Data) -> Description:
     definition = datasets[data.name]
     known = definition.description
     if not definition.streamed:
-        return _index(data).description if known is None else known
+        if data.classes:
+            return _counted(load(data))
+        return described(_index(data).description if known is None else known, data)
     at_hand = known is None or (folder_of(data) / indexing.NAME).exists()
     found = _index(data).description if at_hand else known
     assert found is not None
@@ -80,6 +83,11 @@ def describe(data: config.Data) -> Description:
         train=found.train - data.held_out,
         validation=found.validation + data.held_out,
     )
+
+
+def _counted(dataset: Dataset | Streamed) -> Description:
+    train, validation, test = (dataset.length(split) for split in SPLITS)
+    return Description(dataset.name, dataset.classes, dataset.shape, train, validation, test)
 
 
 def _cached(path: Path, checksum: str) -> dict[str, Tensor] | None:
@@ -114,7 +122,7 @@ def _load(folder: Path, checksum: str, data: config.Data) -> Dataset | Streamed:
         return open_streamed(folder, index, data)
     tensors = _decoded(folder, index)
     splits = {split: Split(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in SPLITS}
-    return Dataset(
+    whole = Dataset(
         name=index.name,
         classes=len(index.class_names),
         shape=index.shape,
@@ -125,6 +133,7 @@ def _load(folder: Path, checksum: str, data: config.Data) -> Dataset | Streamed:
         std=index.std,
         checksum=checksum,
     )
+    return adapted(whole, data)
 
 
 def load(data: config.Data) -> Dataset | Streamed:
@@ -133,5 +142,6 @@ def load(data: config.Data) -> Dataset | Streamed:
     The first load of one in memory checks and decodes the shards and leaves the result beside them; later ones map
     that file and check it. Raises UserError naming what is missing or damaged, with the command that makes it.
     """
-    key = data if datasets[data.name].streamed else config.Data(data.name)  # how it is augmented is no matter here
+    alone = config.Data(data.name, classes=data.classes, shape=data.shape)
+    key = data if datasets[data.name].streamed else alone  # how it is augmented is no matter here
     return _load(folder_of(data).absolute(), _index(data).checksum, key)

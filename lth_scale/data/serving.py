@@ -96,6 +96,9 @@ def check(data: config.Data, batch_size: int, world: int) -> None:
     if datasets[data.name].streamed:
         if data.augment == "crop_flip":
             raise _refused("data.augment", data.augment, f"{data.name}, which is streamed; choose none or resized_crop")
+        for key in ("classes", "shape"):
+            if getattr(data, key):
+                raise _refused(f"data.{key}", getattr(data, key), f"{data.name}, which is streamed; leave it out")
         rank_rows(0, world, data.lanes, batch_size)
         return
     standard = config.Data()
