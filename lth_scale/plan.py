@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from lth_scale import costs, models
+from lth_scale import costs, models, pruning
+from lth_scale.config import Prune
 from lth_scale.costs import Cost, Sizes
 from lth_scale.experiment import Experiment
 from lth_scale.rewinding import clock
@@ -30,16 +31,25 @@ def _prunable(experiment: Experiment) -> Table:
     table = Table(title="prunable tensors", title_justify="left")
     for column in ("name", "shape", "kind", "weights", "removed per round"):
         table.add_column(column, justify="left" if column in ("name", "shape", "kind") else "right")
-    prune = experiment.config.prune
     for tensor in experiment.prunable:
-        rate = getattr(prune.rates, tensor.kind)
-        shown = "never" if rate == 0 else f"{rate if rate is not None else prune.rate:.0%}"
-        if prune.scope == "global" and rate != 0:
-            shown += " of all"
+        shown = _removed(tensor, experiment.config.prune)
         table.add_row(tensor.name, "x".join(map(str, tensor.shape)), tensor.kind, f"{tensor.numel:,}", shown)
     table.add_section()
     table.add_row("total", "", "", f"{sum(p.numel for p in experiment.prunable):,}", "")
     return table
+
+
+def _removed(tensor: models.Prunable, prune: Prune) -> str:
+    """What a round takes from a tensor, in words."""
+    rate, scope = getattr(prune.rates, tensor.kind), pruning.scopes[prune.scope]
+    if rate == 0:
+        return "never"
+    if scope.pattern:
+        n, m = prune.pattern
+        return f"{m - n} of {m} inputs" if pruning.fits(tensor, prune) else f"never: inputs no multiple of {m}"
+    if prune.schedule != "rate":
+        return f"by {prune.schedule}"
+    return f"{prune.rate if rate is None else rate:.0%}" + ("" if scope.own_rates else " of all")
 
 
 def _fixed(experiment: Experiment) -> Table:

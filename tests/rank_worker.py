@@ -17,6 +17,7 @@ from lth_scale import lottery, settings, world
 from lth_scale.checkpoint import Stored
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
+from lth_scale.tasks import Task
 from lth_scale.training import callbacks, environment
 from lth_scale.training.module import Classifier
 
@@ -54,9 +55,10 @@ def play(experiment: Experiment, job: dict[str, Any]) -> None:
 def masks(experiment: Experiment, job: dict[str, Any]) -> None:
     """The mask selected from each stored state, by all ranks together, under the mask of a file or none."""
     ones = Mask.ones({p.name: p.shape for p in experiment.prunable})
+    task = Task(int("under" in job), 0, "ticket")
     for number, folder in enumerate(job["masks"]):
         under = Mask.load(Path(job["under"])) if "under" in job else ones
-        mask = lottery.next_mask(experiment, under, Stored.open(Path(folder)))
+        mask = lottery.next_mask(experiment, task, under, Stored.open(Path(folder)))
         if world.first():
             mask.save(Path(job["into"]) / f"{number}.safetensors")
         world.wait()

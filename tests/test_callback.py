@@ -77,7 +77,7 @@ def test_three_rounds(namespace: str, optimizer: Any, tmp_path: Path) -> None:
             assert all(int(tensor[~kept].count_nonzero()) == 0 for tensor in held)
             assert int(end.weights[name][kept].count_nonzero()) == int(kept.sum())
     masks.append(tickets.mask(3, masks[0].shapes))
-    tensors = [(p.name, p.numel, p.kind) for p in prunable(module) if p.name in masks[0]]
+    tensors = [p for p in prunable(module) if p.name in masks[0]]
     assert [mask.kept for mask in masks] == [planned.kept for planned in pruning.plan(tensors, Prune(rounds=3))]
     assert all(later.within(earlier) for earlier, later in itertools.pairwise(masks))
     result = json.loads(tickets.round(2).result.read_text())

@@ -66,7 +66,9 @@ def test_three_rounds_on_two_processes(namespace: str, trained: Path) -> None:
     assert first[0][5][4:] == first[1][5] == first[2][5]
     assert not set(first[0][5][:3]) & set(second[0][5][:3])
     masks = [Mask.load(folder / f"t/round_0{number}/mask.safetensors") for number in (1, 2, 3)]
-    planned = pruning.plan([(n, m.numel(), "fc") for n, m in masks[0].items()], Prune(rate=0.3, rounds=3))
+    planned = pruning.plan(
+        [pruning.Tensor(n, shape, "fc") for n, shape in masks[0].shapes.items()], Prune(rate=0.3, rounds=3)
+    )
     assert [mask.kept for mask in masks] == [plan.kept for plan in planned[1:]]
     assert masks[2].within(masks[1]) and masks[1].within(masks[0])
     assert [mask.sha256() for mask in masks] == [entry[2] for entry in first]

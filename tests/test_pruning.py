@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from budgets import one_round, survivors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +20,8 @@ from lth_scale.errors import UserError
 from lth_scale.masks import Bits
 from lth_scale.pruning import (
     Shard,
+    Tensor,
     candidates,
-    criteria,
     masking,
     next_masks,
     plan,
@@ -31,7 +32,8 @@ from lth_scale.pruning import (
 )
 
 KINDS = ("conv", "fc", "output")
-LENET = [("fc1", 235_200, "fc"), ("fc2", 30_000, "fc"), ("fc3", 1_000, "output")]
+POOLED = [scope for scope in scopes if not scopes[scope].pattern]  # the others: test_pruning_patterns.py
+LENET = [Tensor("fc1", (300, 784), "fc"), Tensor("fc2", (100, 300), "fc"), Tensor("fc3", (10, 100), "output")]
 
 
 def normal(size: int, seed: int = 0) -> torch.Tensor:
@@ -66,7 +68,7 @@ def shards(
     values: Sequence[torch.Tensor], kept: Sequence[torch.Tensor] | None = None, kinds: Sequence[str] = ("fc",)
 ) -> list[Shard]:
     return [
-        Shard(f"t{i}", value, 0, len(value), None if kept is None else packed(kept[i]), kinds[i % len(kinds)])
+        Shard(f"t{i}", value, 0, (len(value),), None if kept is None else packed(kept[i]), kinds[i % len(kinds)])
         for i, value in enumerate(values)
     ]
 
@@ -76,8 +78,12 @@ def packed(kept: torch.Tensor) -> Bits:
     return Bits.pack(torch.cat([torch.ones(3, dtype=torch.bool), kept]).numpy()).range(3, 3 + len(kept))
 
 
+def after_round(candidates: Sequence[Shard], config: Prune) -> dict[str, Bits]:
+    return next_masks(candidates, config, one_round(candidates, survivors(candidates), config))
+
+
 def pruned(candidates: Sequence[Shard], config: Prune) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(bits[:]) for name, bits in next_masks(candidates, config).items()}
+    return {name: torch.from_numpy(bits[:]) for name, bits in after_round(candidates, config).items()}
 
 
 def cut(values: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
@@ -171,18 +177,6 @@ def test_order_of_tensors_decides_only_ties() -> None:
     assert tied["t0"].tolist() == [False, False, True, True, True] and bool(tied["t1"].all())
 
 
-@pytest.mark.parametrize("criterion", list(criteria))
-@pytest.mark.parametrize("scope", list(scopes))
-def test_masks_only_shrink(scope: str, criterion: str) -> None:
-    config = Prune(scope=scope, criterion=criterion)
-    kept = [torch.ones(size, dtype=torch.bool) for size in (300, 50, 1000)]
-    for number in range(12):
-        values = [normal(len(mask), 7 * number + index) for index, mask in enumerate(kept)]
-        after = list(pruned(shards(values, kept, KINDS), config).values())
-        assert all(bool((new <= old).all()) for new, old in zip(after, kept, strict=True))
-        kept = after
-
-
 def test_removed_weights_do_not_compete() -> None:
     """The weights already removed are the smallest; counting them again would leave the mask as it is."""
     values = torch.arange(100.0)
@@ -199,28 +193,29 @@ def test_inputs_are_left_alone(tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # that torch cannot protect it
         mapped = torch.from_numpy(np.memmap(tmp_path / "weights", np.float32, "r"))
     bits = Bits(np.memmap(tmp_path / "mask", np.uint8, "r"), kept.offset, kept.size)
-    for scope in scopes:
-        there = next_masks([Shard("t0", mapped, 0, 1000, bits, "fc")], Prune(scope=scope))["t0"]
-        here = next_masks([Shard("t0", values, 0, 1000, kept, "fc")], Prune(scope=scope))["t0"]
+    for scope in POOLED:
+        there = after_round([Shard("t0", mapped, 0, (1000,), bits, "fc")], Prune(scope=scope))["t0"]
+        here = after_round([Shard("t0", values, 0, (1000,), kept, "fc")], Prune(scope=scope))["t0"]
         assert there[:].tolist() == here[:].tolist() and 0 < here.count() < kept.count()
     assert torch.equal(mapped, values) and bits[:].tolist() == kept[:].tolist()
 
 
-@pytest.mark.parametrize("scope", list(scopes))
+@pytest.mark.parametrize("scope", POOLED)
 def test_no_byte_a_weight(scope: str) -> None:
     """The peak: the mask's bits, a few blocks, the sample and the candidates."""
     size = 1 << 24
-    candidates_ = [Shard("t0", normal(size), 0, size, packed(normal(size, 1) > 0), "fc")]
+    candidates_ = [Shard("t0", normal(size), 0, (size,), packed(normal(size, 1) > 0), "fc")]
+    goal = one_round(candidates_, survivors(candidates_), Prune(scope=scope))
     tracemalloc.start()
     try:
-        next_masks(candidates_, Prune(scope=scope))
+        next_masks(candidates_, Prune(scope=scope), goal)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert size // 8 < peak < 0.6 * size
 
 
-@pytest.mark.parametrize("scope", list(scopes))
+@pytest.mark.parametrize("scope", POOLED)
 @pytest.mark.parametrize("kept", [True, False])
 def test_nan_is_refused_by_name(scope: str, kept: bool) -> None:
     values = [normal(100), normal(100)]
@@ -236,7 +231,7 @@ def test_negative_nan_is_refused() -> None:
 
 
 def test_part_of_a_tensor_needs_its_group() -> None:
-    part = Shard("t0", normal(10), 0, 20, None, "fc")
+    part = Shard("t0", normal(10), 0, (20,), None, "fc")
     with pytest.raises(AssertionError, match="10 of 20"):
         pruned([part], Prune())
 
@@ -263,7 +258,7 @@ def test_global_scope_refuses_a_second_rate() -> None:
     assert plan([LENET[0]], config), "a rate for a kind that the model lacks disturbs nobody"
 
 
-@pytest.mark.parametrize("scope", list(scopes))
+@pytest.mark.parametrize("scope", POOLED)
 def test_nothing_to_prune_is_refused(scope: str) -> None:
     with pytest.raises(UserError, match=r"prune\.rates"):
         plan(LENET, Prune(scope=scope, rates=Rates(fc=0.0, output=0.0)))
@@ -328,9 +323,10 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_plan_is_what_pruning_leaves(name: str) -> None:
-    tensors, config = [("a", 3001, "fc"), ("b", 700, "fc"), ("c", 101, "output")], CONFIGS[name]
-    values = [normal(numel, index) * (1 + index) for index, (_, numel, _) in enumerate(tensors)]
-    kept = [torch.ones(numel, dtype=torch.bool) for _, numel, _ in tensors]
+    tensors = [Tensor("a", (3001,), "fc"), Tensor("b", (700,), "fc"), Tensor("c", (101,), "output")]
+    config = CONFIGS[name]
+    values = [normal(tensor.numel, index) * (1 + index) for index, tensor in enumerate(tensors)]
+    kept = [torch.ones(tensor.numel, dtype=torch.bool) for tensor in tensors]
     steps = plan(tensors, config)
     assert [step.round for step in steps] == list(range(16))
     for step in steps:
@@ -341,7 +337,7 @@ def test_plan_is_what_pruning_leaves(name: str) -> None:
         kept = list(pruned(shards(values, kept, ("fc", "fc", "output")), config).values())
 
 
-@pytest.mark.parametrize("scope", list(scopes))
+@pytest.mark.parametrize("scope", POOLED)
 @pytest.mark.parametrize("to", [0.9, 0.8, 0.2, 0.01])
 def test_to_is_the_first_round_at_or_below(scope: str, to: float) -> None:
     config = Prune(to=to, scope=scope)
@@ -361,7 +357,7 @@ def test_to_is_the_first_round_at_or_below(scope: str, to: float) -> None:
 )
 def test_unreachable_density_is_refused(config: Prune) -> None:
     with pytest.raises(UserError, match=r"prune\.to=.* cannot be reached"):
-        rounds(config, [("a", 900, "fc"), ("b", 100, "output")])
+        rounds(config, [Tensor("a", (900,), "fc"), Tensor("b", (100,), "output")])
 
 
 @given(rate=st.floats(0, 0.999), survivors=st.integers(0, 10**9), floor=st.integers(0, 10**9))

@@ -21,11 +21,21 @@ from states import spawned
 from lth_scale.config import Prune
 from lth_scale.errors import UserError
 from lth_scale.masks import Bits
-from lth_scale.pruning import Shard, candidates, masking, next_masks, threshold
+from lth_scale.pruning import INITIAL, NOISE, SALIENCY, Shard, budgets, candidates, masking, next_masks, threshold
 from lth_scale.pruning.ranks import Counts, Ranks
 
 SIZES = (3_000, 7, 1_200, 1)
-CONFIGS = [Prune(0.3), Prune(0.3, scope="layer"), Prune(0.9, min_per_layer=5), Prune(0.999)]
+CONFIGS = [
+    Prune(0.3),
+    Prune(0.3, scope="layer"),
+    Prune(0.9, min_per_layer=5),
+    Prune(0.999),
+    Prune(0.3, scope="uniform", criterion="movement"),
+    Prune(scope="erk", schedule="target", to=0.1, rounds=3, criterion="magnitude_increase"),
+    Prune(schedule="list", densities=(0.5, 0.2, 0.1), criterion="random"),
+    Prune(0.3, scope="erk", min_per_layer=3, criterion="grasp"),
+    Prune(scope="n:m", rounds=1),
+]
 
 
 def values(kind: str) -> list[torch.Tensor]:
@@ -49,22 +59,40 @@ KINDS_OF_VALUES = ["normal", "ties", "constant", "80 % zero", "denormal", "zeros
 def masks_of_round(kind: str, config: Prune, number: int) -> list[torch.Tensor]:
     """The mask of the whole after some rounds; all ones for 0."""
     kept = [torch.ones(size, dtype=torch.bool) for size in SIZES]
-    for _ in range(number):
-        kept = list(pruned(part(kind, kept, [(0, size) for size in SIZES]), config).values())
+    for turn in range(number):
+        kept = list(pruned(part(kind, kept, [(0, size) for size in SIZES]), config, turn + 1).values())
     return kept
 
 
-def pruned(shards: Sequence[Shard], config: Prune, group: dist.ProcessGroup | None = None) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(bits[:]) for name, bits in next_masks(shards, config, group).items()}
+def pruned(
+    shards: Sequence[Shard], config: Prune, number: int, group: dist.ProcessGroup | None = None
+) -> dict[str, torch.Tensor]:
+    """The masks of round ``number`` from shards under those of the round before."""
+    goal = budgets(shards, config, number)
+    return {name: torch.from_numpy(bits[:]) for name, bits in next_masks(shards, config, goal, group).items()}
 
 
 def part(kind: str, kept: Sequence[torch.Tensor], ranges: Sequence[tuple[int, int]]) -> list[Shard]:
     """One process's shards, given its range of each tensor; the mask's bits are a range of the whole mask's."""
     masks = [Bits.pack(mask.numpy()) for mask in kept]
+    held = zip(values(kind), others(), masks, ranges, strict=True)
     return [
-        Shard(f"t{index}", weights[first:last].clone(), first, len(weights), mask.range(first, last), "fc")
-        for index, (weights, mask, (first, last)) in enumerate(zip(values(kind), masks, ranges, strict=True))
+        Shard(f"t{index}", weights[first:last].clone(), first, shape(len(weights)), mask.range(first, last), "fc", cut)
+        for index, (weights, extra, mask, (first, last)) in enumerate(held)
+        for cut in [{name: number[first:last].clone() for name, number in extra.items()}]
     ]
+
+
+def others() -> list[dict[str, torch.Tensor]]:
+    """What criteria want beside the weights, of each tensor."""
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.randn(size, generator=generator) for size in SIZES]
+    return [{INITIAL: each, NOISE: each.exp(), SALIENCY: -each} for each in drawn]
+
+
+def shape(size: int) -> tuple[int, ...]:
+    """Of a convolution with four inputs, where the size allows it."""
+    return (size // 12, 4, 3) if size % 12 == 0 else (size,)
 
 
 def ranges(cuts: Sequence[Sequence[int]], rank: int) -> list[tuple[int, int]]:
@@ -111,12 +139,14 @@ def _small_blocks() -> None:
         yield
 
 
-def in_threads(kind: str, config: Prune, kept: list[torch.Tensor], cuts: list[list[int]], world: int) -> list[dict]:
+def in_threads(kind: str, config: Prune, number: int, cuts: list[list[int]], world: int) -> list[dict]:
+    """Each rank's part of the next masks after some rounds."""
+    kept = masks_of_round(kind, config, number)
     board, barrier = [np.zeros(0, np.int64)] * world, threading.Barrier(world)
 
     def work(rank: int) -> dict[str, torch.Tensor]:
         try:
-            return pruned(part(kind, kept, ranges(cuts, rank)), config, Threads(rank, board, barrier))
+            return pruned(part(kind, kept, ranges(cuts, rank)), config, number + 1, Threads(rank, board, barrier))
         except BaseException:
             barrier.abort()
             raise
@@ -138,8 +168,7 @@ def test_any_split_gives_the_mask_of_the_whole(
     kind: str, config: Prune, number: int, world: int, data: st.DataObject
 ) -> None:
     cuts = [data.draw(st.lists(st.integers(0, size), min_size=world - 1, max_size=world - 1)) for size in SIZES]
-    kept = masks_of_round(kind, config, number)
-    parts = in_threads(kind, config, kept, cuts, world)
+    parts = in_threads(kind, config, number, cuts, world)
     whole = masks_of_round(kind, config, number + 1)
     assert all(torch.equal(joined(parts, f"t{index}"), mask) for index, mask in enumerate(whole))
 
@@ -158,8 +187,7 @@ def test_more_weights_send_no_more(scope: str, monkeypatch: pytest.MonkeyPatch) 
     totals = []
     for scale in (1, 10):
         monkeypatch.setattr(sys.modules[__name__], "SIZES", (3_000 * scale, 900 * scale))
-        kept = masks_of_round("normal", Prune(), 0)
-        in_threads("normal", Prune(scope=scope), kept, [[400, 401], [5, 900]], 3)
+        in_threads("normal", Prune(scope=scope), 0, [[400, 401], [5, 900]], 3)
         totals.append([sum(sizes) for sizes in handed])
         assert all(8 * 3 * 4096 < total < 8 * (2 * 3 * 4096 + 50) for total in totals[-1])
         for sizes in handed:
@@ -173,6 +201,7 @@ CUTS = {
     4: [[999, 1_001, 2_003], [1, 2, 3], [401, 401, 1_200], [0, 1, 1]],
 }
 CASES = [(kind, CONFIGS[(turn + half) % 4], half) for turn, kind in enumerate(KINDS_OF_VALUES) for half in (0, 1)]
+CASES += [(kind, config, half) for config in CONFIGS[4:] for kind, half in (("normal", 0), ("ties", 1))]
 
 
 def _work(rank: int, world: int) -> None:
@@ -188,7 +217,7 @@ def _work(rank: int, world: int) -> None:
 def _check(case: tuple[str, Prune, int], mine: Sequence[tuple[int, int]], group: dist.ProcessGroup) -> None:
     """The mask over the group is this process's part of the mask of the whole."""
     kind, config, number = case
-    found = pruned(part(kind, masks_of_round(kind, config, number), mine), config, group)
+    found = pruned(part(kind, masks_of_round(kind, config, number), mine), config, number + 1, group)
     for (name, mask), whole, (first, last) in zip(
         found.items(), masks_of_round(kind, config, number + 1), mine, strict=True
     ):
@@ -214,7 +243,7 @@ def _replicas(rank: int) -> None:
     masking.Ranks = OverTheWorld
     for config in CONFIGS[:2]:
         kept = masks_of_round("normal", config, 0)
-        removed = [int((~mask).sum()) for mask in pruned(part("normal", kept, mine), config, group).values()]
+        removed = [int((~mask).sum()) for mask in pruned(part("normal", kept, mine), config, 1, group).values()]
         total = torch.tensor(removed).sum()
         dist.all_reduce(total, group=group)
         assert abs(int(total) - 0.15 * sum(SIZES)) <= len(SIZES), "half of the 30 % asked for"
@@ -223,18 +252,18 @@ def _replicas(rank: int) -> None:
 def _refusals(rank: int, world: int) -> None:
     kept = masks_of_round("normal", CONFIGS[0], 0)
     whole = part("normal", kept, [(0, size) for size in SIZES])
-    alone = pruned(whole, CONFIGS[0])
+    alone = pruned(whole, CONFIGS[0], 1)
     assert all(
         torch.equal(mask, after)
         for mask, after in zip(masks_of_round("normal", CONFIGS[0], 1), alone.values(), strict=True)
     )
     with pytest.raises(AssertionError, match=f"{world * 3000} of 3000"):
-        next_masks(whole, CONFIGS[0], dist.group.WORLD)
+        pruned(whole, CONFIGS[0], 1, dist.group.WORLD)
     mine = part("normal", kept, ranges(CUTS[world], rank))
     if rank == 1:
         mine[0].weights[0] = math.nan
     with pytest.raises(UserError, match="t0 holds NaN"):
-        next_masks(mine, CONFIGS[0], dist.group.WORLD)
+        pruned(mine, CONFIGS[0], 1, dist.group.WORLD)
 
 
 @pytest.mark.distributed

@@ -184,7 +184,7 @@ def test_masks_only_shrink_and_count_exactly_what_was_planned(prune: dict[str, A
     rates = Rates(**prune.get("rates", {}))
     config = tiny(prune=prune | {"rounds": 4, "rates": rates}, train={"duration": "4it", "eval_every": "4it"})
     run = play(config, tmp_path)
-    planned = pruning.plan([(p.name, p.numel, p.kind) for p in run.prunable], config.prune)
+    planned = pruning.plan(run.prunable, config.prune)
     before = Mask.ones({p.name: p.shape for p in run.prunable})
     for number in range(1, 5):
         mask = ticket_mask(run, number)

@@ -25,7 +25,7 @@ from torch.nn.utils import prune
 
 from lth_scale import files
 from lth_scale.config import Prune
-from lth_scale.pruning import Shard, next_masks
+from lth_scale.pruning import Shard, budgets, next_masks
 
 TENSORS = 20
 SLOWER_THAN_A_PASS = 12.0  # at most this many times one pass of abs().sum()
@@ -89,13 +89,14 @@ def _shards(total: int) -> list[Shard]:
     sizes = [total // TENSORS + (index < total % TENSORS) for index in range(TENSORS)]
     scales = [0.02 * (1 + index % 4) for index in range(TENSORS)]
     weights = [torch.randn(size, generator=generator).mul_(scale) for size, scale in zip(sizes, scales, strict=True)]
-    return [Shard(f"layer{index}.weight", value, 0, len(value), None, "fc") for index, value in enumerate(weights)]
+    return [Shard(f"layer{index}.weight", value, 0, (len(value),), None, "fc") for index, value in enumerate(weights)]
 
 
 def _masked(shards: list[Shard]) -> list[Shard]:
     """The same weights with half of them removed already."""
-    masks = next_masks(shards, Prune(rate=0.5))
-    return [Shard(s.name, s.weights, s.offset, s.numel, masks[s.name], s.kind) for s in shards]
+    config = Prune(rate=0.5)
+    masks = next_masks(shards, config, budgets(shards, config, 1))
+    return [Shard(s.name, s.weights, s.offset, s.shape, masks[s.name], s.kind) for s in shards]
 
 
 def _torch_prune(shards: list[Shard], rate: float) -> list[torch.nn.Module]:
@@ -115,11 +116,12 @@ def measure(total: int, repeats: int) -> list[Subject]:
     """All subjects, interleaved."""
     shards, config = _shards(total), Prune()
     masked = _masked(shards)
+    halved = budgets(shards, Prune(schedule="list", densities=(0.5, 0.5 * (1 - config.rate))), 2)
     room = torch.empty(-(-total // TENSORS))  # allocating anew for every layer costs up to four times the pass itself
     subjects = [
         Subject("abs().sum() per layer", lambda: [_pass(shard.weights, room) for shard in shards]),
-        Subject("next_masks, dense", lambda: next_masks(shards, config), limited=True),
-        Subject("next_masks, density 0.5", lambda: next_masks(masked, config), limited=True),
+        Subject("next_masks, dense", lambda: next_masks(shards, config, budgets(shards, config, 1)), limited=True),
+        Subject("next_masks, density 0.5", lambda: next_masks(masked, config, halved), limited=True),
         Subject("torch global_unstructured", lambda: _torch_prune(shards, config.rate), repeats=SLOW_REPEATS),
     ]
     subjects[0].call(), subjects[1].call()

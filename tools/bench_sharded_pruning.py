@@ -34,7 +34,7 @@ from bench_pruning import Subject
 from lth_scale import files, world
 from lth_scale.config import Prune
 from lth_scale.masks import Bits
-from lth_scale.pruning import Shard, masking, next_masks
+from lth_scale.pruning import Shard, budgets, masking, next_masks
 from lth_scale.pruning.ranks import Counts, Ranks
 
 TENSORS = 20
@@ -132,7 +132,7 @@ def _shards(total: int, ranks: int, rank: int) -> list[Shard]:
             f"layer{index}.weight",
             torch.randn(size, generator=generator).mul_(0.02 * (1 + index % 4)),
             size * rank,
-            size * ranks,
+            (size * ranks,),
             None,
             "fc",
         )
@@ -141,7 +141,9 @@ def _shards(total: int, ranks: int, rank: int) -> list[Shard]:
 
 
 def _ours(shards: list[Shard]) -> list[Bits]:
-    return list(next_masks(shards, CONFIG, dist.group.WORLD if world.size() > 1 else None).values())
+    return list(
+        next_masks(shards, CONFIG, budgets(shards, CONFIG, 1), dist.group.WORLD if world.size() > 1 else None).values()
+    )
 
 
 def _gathered(shards: list[Shard]) -> list[Bits]:
@@ -150,8 +152,8 @@ def _gathered(shards: list[Shard]) -> list[Bits]:
     mine = torch.empty(sum(-(-len(shard) // 8) for shard in shards), dtype=torch.uint8)
     cut: list[torch.Tensor] | None = None
     if world.first():
-        full = [Shard(s.name, w, 0, s.numel, None, s.kind) for s, w in zip(shards, wholes, strict=True)]
-        masks = next_masks(full, CONFIG)
+        full = [Shard(s.name, w, 0, s.shape, None, s.kind) for s, w in zip(shards, wholes, strict=True)]
+        masks = next_masks(full, CONFIG, budgets(full, CONFIG, 1))
         cut = [_part(masks, shards, rank) for rank in range(world.size())]
         TRAFFIC.add((world.size() - 1) * len(mine))
     dist.scatter(mine, cut)

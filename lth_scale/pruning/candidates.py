@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lth_scale.pruning.criteria import Criterion
 from lth_scale.pruning.ranks import Ranks
 from lth_scale.pruning.shard import Shard
 
@@ -26,12 +25,12 @@ class Candidates:
 
     Args:
         shards: one per tensor, in the order that decides ties; an empty range where nothing is held here.
-        score: the criterion.
+        score: the criterion's.
         ranks: the shard group.
     """
 
     shards: Sequence[Shard]
-    score: Criterion
+    score: Callable[[Shard], torch.Tensor]
     ranks: Ranks
 
     def keys(self, shard: Shard) -> Keys:

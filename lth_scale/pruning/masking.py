@@ -15,45 +15,53 @@ from lth_scale.errors import UserError
 from lth_scale.masks import Bits
 from lth_scale.pruning.candidates import Bools, Candidates, Keys, alive, has_nan
 from lth_scale.pruning.criteria import criteria
-from lth_scale.pruning.planning import removal
+from lth_scale.pruning.patterned import patterned
+from lth_scale.pruning.planning import Budget
 from lth_scale.pruning.ranks import Counts, Ranks
-from lth_scale.pruning.scopes import pools
+from lth_scale.pruning.scopes import scopes
 from lth_scale.pruning.shard import Shard
 from lth_scale.pruning.threshold import Sifted, Threshold, bracket, find, packed, sift
 
 
-def next_masks(shards: Sequence[Shard], config: Prune, group: ProcessGroup | None = None) -> dict[str, Bits]:
+def next_masks(
+    shards: Sequence[Shard], config: Prune, goal: Sequence[Budget], group: ProcessGroup | None = None
+) -> dict[str, Bits]:
     """Remove the lowest-scored survivors (Frankle & Carbin 2019, section 1, step 3).
 
     The order is (score, index), the index running over the tensors as given and the weights in them, so ties are
-    decided and each pool of the scope loses exactly ``removal(rate, survivors, floor)`` weights. With
-    prune.min_per_layer each tensor's largest survivors stay out of the competition; they are the floor, and fewer
-    weights are removed only if no others are left, which :func:`plan` foretells.
+    decided and each pool keeps exactly what its budget says. With prune.min_per_layer each tensor's largest survivors
+    stay out of the competition. Under an n:m scope the competition is within each m inputs.
 
     Args:
         shards: every prunable tensor, in the same order on all processes; an empty range where one holds nothing.
         config: the prune section.
+        goal: what :func:`lth_scale.pruning.budgets` says of the round that the masks are for; tensors in none of its
+            pools keep their masks.
         group: the processes that share one copy of the tensors; None if each holds them whole, as the ranks of DDP do.
 
     Returns:
         Name -> n bits, the next mask on each shard's range, within the current one.
 
     Raises:
-        UserError: NaN weights (named; infinite ones are the largest), an unknown criterion or scope, or rates that the
-            scope refuses.
+        UserError: NaN weights (named; infinite ones are the largest), or an unknown criterion or scope.
     """
     assert len({shard.name for shard in shards}) == len(shards), "one shard per tensor"
     device = shards[0].weights.device if shards else torch.device("cpu")
-    everything = Candidates(shards, criteria[config.criterion], Ranks(group, device))
-    groups = pools([shard.kind for shard in shards], config)
+    assert not scopes[config.scope].channels, "lth_scale.structured finds masks of channels"
+    everything = Candidates(shards, criteria[config.criterion].score, Ranks(group, device))
+    pattern = config.pattern if scopes[config.scope].pattern else None
     survivors = _census(everything)
     floors = np.minimum(survivors, config.min_per_layer)
     masks: dict[str, Bits] = {}
-    for pool in groups:
-        members = list(pool.members)
-        k = removal(pool.rate, int(survivors[members].sum()), int(floors[members].sum()))
-        masks |= _prune(everything, members, k, survivors, floors)
-    pooled = {member for pool in groups for member in pool.members}
+    for budget in goal:
+        members = list(budget.members)
+        k = int(survivors[members].sum()) - budget.kept
+        assert k >= 0, f"{[shards[member].name for member in members]}: fewer survivors than {budget.kept}"
+        if pattern is None or k == 0:
+            masks |= _prune(everything, members, k, survivors, floors)
+        else:
+            masks |= _patterned(everything, members, pattern)
+    pooled = {member for budget in goal for member in budget.members}
     masks |= _unchanged(everything, [index for index in range(len(shards)) if index not in pooled])
     return {shard.name: masks[shard.name] for shard in shards}
 
@@ -78,6 +86,14 @@ def _unchanged(everything: Candidates, members: Sequence[int]) -> dict[str, Bits
     pool = _subset(everything, members)
     _refuse_nan(pool, [any(has_nan(keys) for _, keys, _ in pool.blocks(shard)) for shard in pool.shards])
     return {shard.name: Bits.ones(len(shard)) if shard.kept is None else shard.kept for shard in pool.shards}
+
+
+def _patterned(everything: Candidates, members: Sequence[int], pattern: tuple[int, int]) -> dict[str, Bits]:
+    """Masks of n in each m weights, of tensors that are dense."""
+    pool = _subset(everything, members)
+    found = [patterned(pool, shard, pattern) for shard in pool.shards]
+    _refuse_nan(pool, [nan for _, nan in found])
+    return {shard.name: bits for shard, (bits, _) in zip(pool.shards, found, strict=True)}
 
 
 def _refuse_nan(pool: Candidates, found: Iterable[bool]) -> None:

@@ -1,17 +1,25 @@
-"""How many weights each round leaves: exact integers, known before anything is trained."""
+"""How many weights each round leaves: exact integers, known before anything is trained, and what pruning goes by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
 from lth_scale.config import Prune
 from lth_scale.errors import UserError
-from lth_scale.pruning.scopes import Pool, pools
+from lth_scale.pruning.criteria import criteria
+from lth_scale.pruning.schedules import at_rates, shares, totals
+from lth_scale.pruning.scopes import Pool, pools, scopes
+from lth_scale.pruning.tensors import Weights
 
-Tensor = tuple[str, int, str]
-"""(name, weights, kind)"""
+
+@dataclass(frozen=True)
+class Budget:
+    """How many weights the tensors of a pool (by their position) keep together in one round."""
+
+    members: tuple[int, ...]
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -33,35 +41,24 @@ class Planned:
     per_tensor: dict[str, int] | None
 
 
-def removal(rate: float, survivors: int, floor: int = 0) -> int:
-    """Weights that one round removes from a pool: round(rate * survivors), but never below ``floor`` survivors."""
-    return max(0, min(round(rate * survivors), survivors - floor))
+def budgets(tensors: Sequence[Weights], config: Prune, number: int) -> list[Budget]:
+    """What each pool keeps in round ``number``; tensors in no pool keep everything. Raises UserError as :func:`plan`.
 
-
-def _chain(tensors: Sequence[Tensor], config: Prune, groups: Sequence[Pool]) -> Iterator[dict[Pool, int]]:
-    """Survivors of each pool in round 0, 1, ... without end."""
-    sizes = {pool: [tensors[member][1] for member in pool.members] for pool in groups}
-    floors = {pool: sum(min(config.min_per_layer, size) for size in sizes[pool]) for pool in groups}
-    kept = {pool: sum(sizes[pool]) for pool in groups}
-    while True:
-        yield kept
-        kept = {pool: left - removal(pool.rate, left, floors[pool]) for pool, left in kept.items()}
-
-
-def rounds(config: Prune, tensors: Sequence[Tensor]) -> int:
-    """R, the last round: prune.rounds, or with prune.to the first whose density is at most that.
-
-    Raises:
-        UserError: prune.to is below what prune.rates and prune.min_per_layer let any round reach.
+    After the last round of a schedule with a last one, nothing more is removed.
     """
-    if config.to is None:
+    return next(islice(_chain(tensors, config), number, None))
+
+
+def rounds(config: Prune, tensors: Sequence[Weights]) -> int:
+    """R, the last round: prune.rounds, or as many as the schedule or prune.to asks for. Raises UserError as plan."""
+    _check(config)
+    if config.schedule == "list":
+        return len(config.densities)
+    if config.to is None or config.schedule == "target":
         return config.rounds
-    total = sum(numel for _, numel, _ in tensors)
-    groups = pools([kind for _, _, kind in tensors], config)
-    fixed = total - sum(tensors[member][1] for pool in groups for member in pool.members)
-    last: dict[Pool, int] = {}
-    for number, kept in enumerate(_chain(tensors, config, groups)):
-        density = (fixed + sum(kept.values())) / total
+    last: list[Budget] = []
+    for number, kept in enumerate(_chain(tensors, config)):
+        density = _planned(number, kept, tensors).density
         if density <= config.to:
             return number
         if kept == last:
@@ -73,24 +70,78 @@ def rounds(config: Prune, tensors: Sequence[Tensor]) -> int:
     raise AssertionError("unreachable")
 
 
-def plan(tensors: Sequence[Tensor], config: Prune) -> list[Planned]:
+def plan(tensors: Sequence[Weights], config: Prune) -> list[Planned]:
     """Rounds 0 to R exactly as :func:`lth_scale.pruning.next_masks` will leave them.
 
     Raises:
-        UserError: prune.to cannot be reached, or the scope refuses the rates.
+        UserError: a density cannot be reached, or fields of the prune section do not go together.
     """
-    groups = pools([kind for _, _, kind in tensors], config)
     count = rounds(config, tensors) + 1
-    return [
-        _planned(number, kept, tensors) for number, kept in enumerate(islice(_chain(tensors, config, groups), count))
-    ]
+    return [_planned(number, kept, tensors) for number, kept in enumerate(islice(_chain(tensors, config), count))]
 
 
-def _planned(number: int, kept: dict[Pool, int], tensors: Sequence[Tensor]) -> Planned:
-    total = sum(numel for _, numel, _ in tensors)
-    pooled = sum(tensors[member][1] for pool in kept for member in pool.members)
-    left = total - pooled + sum(kept.values())
-    per_tensor = {name: numel for name, numel, _ in tensors}
-    per_tensor |= {tensors[pool.members[0]][0]: value for pool, value in kept.items()}
-    alone = all(len(pool.members) == 1 for pool in kept)
+def _chain(tensors: Sequence[Weights], config: Prune) -> Iterator[list[Budget]]:
+    """The budgets of round 0, 1, ... without end."""
+    _check(config)
+    groups = pools(tensors, config)
+    for kept in _survivors(groups, sum(tensor.numel for tensor in tensors), config):
+        yield [Budget(pool.members, left) for pool, left in zip(groups, kept, strict=True)]
+
+
+def _survivors(groups: Sequence[Pool], numel: int, config: Prune) -> Iterator[list[int]]:
+    scope = scopes[config.scope]
+    if scope.pattern:
+        n, m = config.pattern
+        yield [pool.size for pool in groups]
+        yield from repeat([pool.size // m * n for pool in groups])
+    elif scope.own_rates and config.schedule == "rate":
+        yield from at_rates(groups)
+    else:
+        yield from (shares(groups, total) for total in totals(groups, numel, config))
+
+
+def _planned(number: int, kept: Sequence[Budget], tensors: Sequence[Weights]) -> Planned:
+    total = sum(tensor.numel for tensor in tensors)
+    pooled = sum(tensors[member].numel for budget in kept for member in budget.members)
+    left = total - pooled + sum(budget.kept for budget in kept)
+    per_tensor = {tensor.name: tensor.numel for tensor in tensors}
+    per_tensor |= {tensors[budget.members[0]].name: budget.kept for budget in kept}
+    alone = all(len(budget.members) == 1 for budget in kept)
     return Planned(number, left, total, left / total, per_tensor if alone else None)
+
+
+def _check(config: Prune) -> None:
+    """Raises UserError naming two fields that do not go together."""
+    schedule, scope = f"prune.schedule={config.schedule!r}", f"prune.scope={config.scope!r}"
+    pattern = scopes[config.scope].pattern
+    wrong = {
+        f"{schedule} needs prune.to, the density after prune.rounds rounds": config.schedule == "target"
+        and not config.to,
+        f"{schedule} needs prune.rounds, 1 or more": config.schedule == "target" and not config.rounds,
+        f"{schedule} needs prune.densities, that after each round": config.schedule == "list" and not config.densities,
+        f"prune.densities={config.densities!r} is only for prune.schedule='list'; {schedule} has none": (
+            config.schedule != "list" and bool(config.densities)
+        ),
+        f"prune.to={config.to} is not valid with {schedule}, whose last density is its end": (
+            config.schedule == "list" and config.to is not None
+        ),
+        f"prune.nm={config.nm!r} is only for prune.scope='n:m', not {scope}": not pattern and config.nm != Prune().nm,
+        f"prune.rounds={config.rounds} is not valid with {scope}, which has one round; set prune.rounds=1": (
+            pattern and config.rounds != 1
+        ),
+        f"{schedule} is not valid with {scope}, whose density is prune.nm; choose rate": (
+            pattern and config.schedule != "rate"
+        ),
+        f"prune.to={config.to} is not valid with {scope}, whose density is prune.nm; leave it unset": (
+            pattern and config.to is not None
+        ),
+        f"prune.min_per_layer={config.min_per_layer} is not valid with {scope}; set it to 0": (
+            pattern and config.min_per_layer > 0
+        ),
+        f"prune.weights='ema' is not valid with prune.criterion={config.criterion!r}, which ranks before training": (
+            config.weights == "ema" and criteria[config.criterion].before
+        ),
+    }
+    for message, holds in wrong.items():
+        if holds:
+            raise UserError(message)

@@ -105,7 +105,7 @@ class PruningCallback(_Callback):
         """Check everything that can be checked; in a later round, put the Trainer at k."""
         foreign.require_supported(trainer, pl_module)
         self._weights, self._others = foreign.prunable(pl_module)
-        pruning.plan([(w.name, w.numel, w.kind) for w in self._weights], self._prune)  # refuses rates that do not fit
+        pruning.plan(self._weights, self._prune)  # refuses rates that do not fit
         self.round, recorded = trainer.strategy.broadcast((self._tickets.current(), self._tickets.settings()))
         self._tickets.require("the callback has", self._settings, recorded or self._settings, "choose another folder")
         self.mask = self._tickets.mask(self.round, {w.name: w.shape for w in self._weights})
@@ -176,10 +176,11 @@ class PruningCallback(_Callback):
     def _next_mask(self) -> Mask:
         tensors = {shard.name: shard.weights.float().flatten() for shard in self._shards.local()}
         candidates = [
-            pruning.Shard(w.name, tensors[w.name], 0, w.numel, self.mask.range(w.name, 0, w.numel), w.kind)
+            pruning.Shard(w.name, tensors[w.name], 0, w.shape, self.mask.range(w.name, 0, w.numel), w.kind)
             for w in self._weights
         ]
-        masks = pruning.next_masks(candidates, self._prune)
+        goal = pruning.budgets(self._weights, self._prune, self.round + 1)
+        masks = pruning.next_masks(candidates, self._prune, goal)
         return Mask({w.name: torch.from_numpy(masks[w.name][:]).reshape(w.shape) for w in self._weights})
 
     def _result(self, trainer: Any, following: Mask) -> dict[str, Any]:
