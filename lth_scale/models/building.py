@@ -44,6 +44,16 @@ def skeleton(model: config.Model, shape: Shape, classes: int) -> nn.Module:
         return _construct(model, shape, classes)
 
 
+def redraw(network: nn.Module, init: str, seed: int) -> None:
+    """Draw all values of a network anew, for the sizes that its layers have, as :func:`build` would."""
+    with torch_seeded(seed):
+        for module in network.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    if init != "own":
+        _initialise(network, init, torch.Generator().manual_seed(seed))
+
+
 def _construct(model: config.Model, shape: Shape, classes: int) -> nn.Module:
     if model.width and not model.name.startswith("resnet"):
         raise UserError(

@@ -40,6 +40,13 @@ def macs_fixed(model: nn.Module, shape: tuple[int, ...]) -> int:
     return _count(model, shape).total() - sum(macs(model, shape).values())
 
 
+def macs_left(model: nn.Module, shape: tuple[int, ...], counts: Mapping[str, tuple[int, int]]) -> tuple[float, float]:
+    """Multiply-adds per sample of one forward: dense, and with a mask, given (weights kept, all) of what it covers."""
+    prunable, fixed = macs(model, shape), macs_fixed(model, shape)
+    left = sum(count * kept / numel for name, count in prunable.items() for kept, numel in [counts.get(name, (1, 1))])
+    return sum(prunable.values()) + fixed, left + fixed
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's own mode is restored afterwards."""
