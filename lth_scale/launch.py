@@ -127,14 +127,15 @@ def _experiment(root: Path) -> Experiment:
 
 
 def _ready(experiment: Experiment, todo: Sequence[Task], board: Board, room: int) -> list[Task]:
-    able = (task for task in todo if task.needs is None or task.needs.done(experiment.paths))
+    able = (task for task in todo if not task.missing(experiment.paths))
     return [task for task, _ in zip(able, range(room), strict=False)]
 
 
 def _blocked(board: Board, task: Task) -> bool:
     """Whether something it needs has failed; the chain of needs is followed by marking each link."""
-    if task.needs in board.failed:
-        board.failed[task] = f"needs {task.needs}, which failed"
+    for need in task.needs:
+        if need in board.failed:
+            board.failed[task] = f"needs {need}, which failed"
     return task in board.failed
 
 

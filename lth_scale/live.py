@@ -67,8 +67,9 @@ class Display:
 
     def _cell(self, board: Board, done: list[Task], seed: int, arm: str) -> Text:
         mine = [task for task in board.every if (task.seed, task.arm) == (seed, arm)]
-        finished = [task for task in done if (task.seed, task.arm) == (seed, arm)]
-        text = Text(f"{len(finished)}/{len(mine)}")
+        over = [task for task in done if (task.seed, task.arm) == (seed, arm)]
+        finished = [task for task in over if task.trains and not task.stopped(self._experiment.paths)]
+        text = Text(f"{len(over)}/{len(mine)}")
         if finished:
             accuracy = _accuracy(max(finished).paths(self._experiment.paths).result)
             text.append(f"  {accuracy:.2f}", style="bold")

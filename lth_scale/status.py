@@ -21,13 +21,13 @@ from lth_scale.tasks import Task
 
 
 def state(task: Task, paths: RunPaths) -> str:
-    """done, running, interrupted, ready or waiting."""
+    """done, stopped, running, interrupted, ready or waiting."""
     if task.done(paths):
-        return "done"
+        return "stopped" if task.stopped(paths) else "done"
     owner = claims.holder(task.paths(paths).claims)
     if owner is not None:
         return "running" if claims.alive(owner, task.paths(paths).claims) else "interrupted"
-    return "ready" if task.needs is None or task.needs.done(paths) else "waiting"
+    return "waiting" if task.missing(paths) else "ready"
 
 
 def progress(experiment: Experiment, task: Task) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ from lth_scale.masks import Mask
 from lth_scale.tasks import Task
 
 K = 7
-ALL = tuple(arms)
+ALL = tuple(name for name in arms if not (arms[name].foreign or arms[name].structured))
 FRESH = ("reinit", "reinit-1", "random_reinit")
 PERMUTED = ("random", "random_reinit")
 
@@ -201,7 +201,7 @@ def expected_inputs(run: Experiment, seed: int, start: int, noise: int = 0) -> l
 
 
 def clock_of(arm: str, k: int) -> int:
-    return 0 if arm in FRESH else k
+    return 0 if arm in (*FRESH, "own") else k
 
 
 def test_all_arms_of_a_replicate_see_the_same_images_at_the_same_steps(played: Played) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from lth_scale.arms.base import Arm, Sources, Start, arms, split_draw
+from lth_scale.arms.base import Arm, Place, Sources, Start, arm_of, arms, beside, drawn, label, split_draw
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Arm", "Sources", "Start", "arms", "split_draw"]
+__all__ = ["Arm", "Place", "Sources", "Start", "arm_of", "arms", "beside", "drawn", "label", "split_draw"]

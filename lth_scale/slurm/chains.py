@@ -17,36 +17,36 @@ class Array:
         arm: and
         round: what its elements train.
         seeds: one element each.
-        after: the array it waits for with ``aftercorr``: an id of Slurm's, or the number of an earlier one in the
-            list, whose seeds hold these; None: nothing.
+        after: the arrays it waits for with ``aftercorr``: ids of Slurm's, or numbers of earlier ones in the list; the
+            seeds of each hold these.
     """
 
     arm: str
     round: int
     seeds: tuple[int, ...]
-    after: str | int | None
+    after: tuple[str | int, ...]
 
 
 def arrays(chosen: Sequence[Task], done: Collection[Task], live: Mapping[Task, str]) -> tuple[list[Array], list[Task]]:
     """The arrays to submit, in order of round; and the tasks that wait for what nobody is going to do.
 
     An element without a counterpart in the array that it waits for would wait for the whole of it, so seeds whose
-    predecessor is done, or in another array, get an array of their own.
+    predecessors are done, or in other arrays, get an array of their own.
 
     Args:
         chosen: the tasks wanted.
         done: those that are, of all.
         live: task -> id of the array in the queue that has it.
     """
-    groups: dict[tuple[int, str, str | int | None], list[int]] = {}
+    groups: dict[tuple[int, str, tuple[str | int, ...]], list[int]] = {}
     planned: dict[Task, int] = {}
     blocked = []
-    for task in sorted(chosen, key=lambda task: (task.round, task.arm != "ticket", task.arm, task.seed)):
-        need = task.needs
+    for task in sorted(chosen, key=lambda task: (*task.place, task.arm, task.seed)):
         if task in live or task in done:
             continue
-        if need is None or need in done or need in live or need in planned:
-            after = None if need is None or need in done else live.get(need, planned.get(need))
+        missing = [need for need in task.needs if need not in done]
+        if all(need in live or need in planned for need in missing):
+            after = tuple(dict.fromkeys(live[need] if need in live else planned[need] for need in missing))
             groups.setdefault((task.round, task.arm, after), []).append(task.seed)
             planned[task] = list(groups).index((task.round, task.arm, after))
         else:

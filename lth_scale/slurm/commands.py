@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lth_scale import settings
+from lth_scale.connectivity import as_runs
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.slurm import cluster as sites
@@ -24,7 +25,9 @@ EVERY = 5.0  # seconds between two looks of --watch
 
 
 def submit(words: list[str]) -> int:
-    """``lth submit [run] CONFIG... --cluster X``: what ``lth run`` would do, as jobs."""
+    """``lth submit [run | connectivity] CONFIG... --cluster X``: what that command would do, as jobs."""
+    if words[:1] == ["connectivity"]:
+        return max(map(submit, as_runs(words[1:], _submit_flags)[1].values()))
     flags, rest = _submit_flags(words[1:] if words[:1] == ["run"] else words)
     site = sites.load(sites.find(flags.cluster))
     config = settings.parse([*site.hardware(), *rest])
@@ -69,7 +72,7 @@ def _told(sent: Sent, chosen: int) -> list[str]:
         first = sent.blocked[0]
         lines.append(
             f"not submitted: {len(sent.blocked)} tasks that need what is neither done nor in the queue, such as "
-            f"{first}, which needs {first.needs}"
+            f"{first}, which needs {' and '.join(map(str, first.needs))}"
         )
     return lines
 

@@ -58,9 +58,9 @@ def _forget(record: Path, job: str) -> None:
 
 def _ready(paths: RunPaths, what: Task) -> None:
     begun = time.monotonic()
-    while what.needs and not what.needs.done(paths):
+    while missing := what.missing(paths):
         if time.monotonic() > begun + PATIENCE:
-            raise NotReady(f"{what} is not ready: {what.needs} is not done")
+            raise NotReady(f"{what} is not ready: {missing[0]} is not done")
         time.sleep(0.5)
 
 

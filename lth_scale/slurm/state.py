@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ class Known:
         seed: and
         arm: and
         round: which.
-        state: done, running, interrupted, failed, ready, waiting, blocked; from the queue: queued, held.
+        state: done, stopped, running, interrupted, failed, ready, waiting, blocked; from the queue: queued, held.
         why: what it waits for, or how it ended; empty if there is nothing to say.
         accuracy: on test at the end, in [0, 1]; None until it is done.
         job: its element in the queue.
@@ -120,7 +120,7 @@ def look(experiment: Experiment) -> Seen:
     seen: dict[Task, Known] = {}
     for task in experiment.tasks:
         made = _known(experiment, task, found[task], heard)
-        seen[task] = _behind(made, seen[task.needs], heard) if task.needs else made
+        seen[task] = _behind(made, [seen[need] for need in task.needs], heard)
     return Seen(list(seen.values()), heard)
 
 
@@ -165,6 +165,8 @@ def _by_task(jobs: Iterable[Element], seeds: Mapping[int, int]) -> dict[Task, El
 def _known(experiment: Experiment, task: Task, found: str, heard: Heard) -> Known:
     """One task by itself; whether what it needs is going to be done is seen to later."""
     made, job, paths = Known(task.seed, task.arm, task.round, found), heard.live.get(task), experiment.paths
+    if found == "stopped":
+        return replace(made, why=files.read_json(task.paths(paths).stopped)["why"])
     if found == "done":
         return _done(experiment, task, made)
     if job is not None:
@@ -187,6 +189,8 @@ def _known(experiment: Experiment, task: Task, found: str, heard: Heard) -> Know
 
 
 def _done(experiment: Experiment, task: Task, made: Known) -> Known:
+    if not task.trains:
+        return made
     try:
         test = files.read_json(task.paths(experiment.paths).result)["end"].get("test")
     except UserError as error:
@@ -209,12 +213,14 @@ def _failure(experiment: Experiment, task: Task, found: str) -> str:
     return f"at step {last['step']}, exit code {last['code']}, {last['tries']} tries; see {log}"
 
 
-def _behind(made: Known, need: Known, heard: Heard) -> Known:
+def _behind(made: Known, needs: Sequence[Known], heard: Heard) -> Known:
     """One task, after what it needs: waiting for it, or blocked by what that cannot go on for."""
-    if need.state == "done" or made.state in ("done", "running", "held", "interrupted", "failed"):
+    missing = [need for need in needs if need.state not in ("done", "stopped")]
+    if not missing or made.state in ("done", "stopped", "running", "held", "interrupted", "failed"):
         return made
-    if heard.stuck(need):
-        return replace(made, state="blocked", why=f"by {need.task}, which {STUCK[need.state]}", by=need.task)
-    if need.by:
-        return replace(made, state="blocked", why=need.why, by=need.by)
-    return replace(made, state="waiting", why=f"for {need.task}")
+    for need in missing:
+        if heard.stuck(need):
+            return replace(made, state="blocked", why=f"by {need.task}, which {STUCK[need.state]}", by=need.task)
+        if need.by:
+            return replace(made, state="blocked", why=need.why, by=need.by)
+    return replace(made, state="waiting", why=f"for {' and '.join(str(need.task) for need in missing)}")

@@ -132,7 +132,7 @@ def _send(
     options = [*cluster.round(experiment.config.hardware), "--requeue", "--open-mode=append", FATAL]
     ids: list[str] = []
     for array in now:
-        after = [] if array.after is None else [array.after if isinstance(array.after, str) else ids[array.after]]
+        after = [name if isinstance(name, str) else ids[name] for name in array.after]
         ids.append(sbatch([*options, *_round(paths, array, indices, after, order.max_parallel)]))
     waiting = [job for job in jobs if job.index is None and job.state == "PENDING"]
     last = None
@@ -180,7 +180,7 @@ def _round(
         f"--job-name={_title(paths)}.{name}",
         f"--comment={queue.comment(paths.run, array.arm, array.round)}",
         f"--array={spans([indices[seed] for seed in array.seeds])}{limit}",
-        *(f"--dependency=aftercorr:{id}" for id in after),
+        *([f"--dependency=aftercorr:{':'.join(after)}"] if after else []),
         _log(paths, f"{name}-%A_%a"),
         os.fspath(file("slurm", "round.sbatch")),
         os.fspath(paths.run.resolve()),

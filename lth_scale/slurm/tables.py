@@ -64,10 +64,11 @@ def _said(known: Known) -> str:
     if known.state == "running":
         return f"seed {known.seed}{at}{on}{left}{again}{why}"
     if known.state == "waiting" and known.task.needs:
-        return f"waiting for {known.task.needs.arm} round {known.task.needs.round}"
+        return f"waiting for {' and '.join(f'{need.arm} round {need.round}' for need in known.task.needs)}"
     if known.state == "queued" and not again:
         return f"queued{why}"
-    if known.state in ("failed", "held", "interrupted", "queued") or (known.state in ("done", "ready") and known.why):
+    worth_saying = known.state in ("done", "stopped", "ready") and known.why
+    if known.state in ("failed", "held", "interrupted", "queued") or worth_saying:
         return f"seed {known.seed} {known.state}{at}{again}{why}"
     return ""
 
