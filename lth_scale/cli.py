@@ -24,6 +24,10 @@ experiments
   lth run CONFIG...          find tickets and train their controls (CONFIG: a shipped name or a YAML file)
   lth submit CONFIG... --cluster FILE
                              the same as Slurm jobs (FILE: a YAML file, or one of configs/cluster by its name)
+  lth transfer SOURCE... --to CONFIG... [--to CONFIG...]
+                             train tickets of the runs SOURCE (or packed ones) on other data, and all their controls
+  lth connectivity CONFIG... [--at 0,100it,2ep]
+                             is training from these rewind points stable to its noise? a run each, and a table
   lth cancel RUN             end a run's jobs
 see
   lth status [RUN [--watch | --json]]
@@ -96,7 +100,14 @@ def _run(words: list[str]) -> int:
         print(settings.template(), end="")
         return 0
     config = settings.parse(rest)
-    experiment = Experiment.at(config, Path(flags.out) if flags.out else settings.run_folder(rest, config))
+    out = Path(flags.out) if flags.out else settings.run_folder(rest, config)
+    if config.rewind.at == "auto":
+        from lth_scale.connectivity import decided
+
+        _require_alone("rewind.at=auto")
+        at = decided(config, out, rest, flags, _run)
+        return _run([*words, f"--rewind.at={at}", "--out", str(out)])
+    experiment = Experiment.at(config, out)
     from lth_scale import tasks
 
     chosen = tasks.select(experiment.tasks, flags.only or [])
@@ -138,6 +149,11 @@ def _launched() -> bool:
     return ranks.launched()
 
 
+def _require_alone(what: str) -> None:
+    if _launched():
+        raise UserError(f"{what} makes several runs, each with ranks of its own: call lth itself, not srun or torchrun")
+
+
 def _start(experiment: Experiment, words: Sequence[str]) -> int:
     """Several devices: ranks, which come back here, launched."""
     from lth_scale import ranks
@@ -170,21 +186,44 @@ def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> 
 def _conclude(experiment: Experiment) -> None:
     """The table, the sentence and the page of whatever is done."""
     from lth_scale import tracking
-    from lth_scale.report import headline, terminal_table, write_report
+    from lth_scale.report import write_report
 
     root = experiment.paths.root
     if not experiment.paths.results():
         return
-    console().print(terminal_table(root))
-    console().print(headline(root), soft_wrap=True)
+    _show([root])
     print(f"report: {write_report([root], root)}")
     if why := tracking.mode(experiment.config.tracking).why:
         print(why)
     following(f"lth status {root}")
 
 
+def _show(runs: Sequence[Path]) -> None:
+    from lth_scale.report.terminal import terminal
+
+    for part in terminal(runs):
+        console().print(part, soft_wrap=isinstance(part, str))
+
+
+def _transfer(words: list[str]) -> int:
+    from lth_scale.transfer.commands import as_runs
+
+    runs = as_runs(words)
+    codes = [_run(run) for run in runs]
+    if len(runs) > 1:
+        following(f"lth report {' '.join(run[run.index('--out') + 1] for run in runs)}")
+    return next(filter(None, codes), 0)
+
+
+def _connectivity(words: list[str]) -> int:
+    from lth_scale.connectivity import connectivity
+
+    _require_alone("lth connectivity")
+    return connectivity(words, _run_flags, _run)
+
+
 def _report(words: list[str]) -> int:
-    from lth_scale.report import headline, terminal_table, write_report
+    from lth_scale.report import write_report
 
     made = parser("report")
     made.add_argument("runs", nargs="*")
@@ -194,9 +233,7 @@ def _report(words: list[str]) -> int:
         raise UserError("report needs at least one run folder: lth report RUN...")
     runs = [Path(run) for run in flags.runs]
     out = Path(flags.out) if flags.out else runs[0]
-    for run in runs:
-        console().print(terminal_table(run))
-        console().print(headline(run), soft_wrap=True)
+    _show(runs)
     print(f"report: {write_report(runs, out)}")
     return following("open that page in a browser")
 
@@ -227,42 +264,6 @@ def _topics() -> dict[str, Callable[[], list[str]]]:
     }
 
 
-def _data(words: list[str]) -> int:
-    actions = {"prepare": _prepare, "verify": _verify}
-    if not words or words[0] not in actions:
-        raise unknown("data", words[0] if words else "", actions)
-    return actions[words[0]](words[1:])
-
-
-def _prepare(words: list[str]) -> int:
-    from lth_scale.data import prepare
-
-    made = parser("data prepare", "name")
-    made.add_argument("--out")
-    made.add_argument("--source", action="append")
-    for option in ("--size", "--shard-size", "--max-side", "--jobs"):
-        made.add_argument(option, type=int)
-    flags = made.parse_args(words)
-    if not flags.name or not flags.out:
-        raise UserError("data prepare needs a name and a folder: lth data prepare NAME --out DIR (lth list datasets)")
-    options = {key: getattr(flags, key) for key in ("size", "shard_size", "max_side", "jobs")}
-    print(prepare(flags.name, Path(flags.out), flags.source, **options))
-    return following(f"lth data verify {flags.out}")
-
-
-def _verify(words: list[str]) -> int:
-    from lth_scale.data import verify
-
-    made = parser("data verify", "folder")
-    made.add_argument("--jobs", type=int)
-    flags = made.parse_args(words)
-    if not flags.folder:
-        raise UserError("data verify needs a folder: lth data verify DIR")
-    found = verify(Path(flags.folder), progress=True, jobs=flags.jobs)
-    print(found)
-    return following(f"lth run CONFIG --data.name={found.index.name} --data.dir={flags.folder}")
-
-
 def _task(words: list[str]) -> int:
     from lth_scale.slurm.element import task
 
@@ -283,9 +284,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "submit": _of("slurm", "submit"),
     "cancel": _of("slurm", "cancel"),
     "status": _of("slurm", "status"),
+    "connectivity": _connectivity,
     "report": _report,
     "list": _list,
-    "data": _data,
+    "data": _of("data", "data"),
+    "transfer": _transfer,
     "ticket": _of("export", "ticket"),
     "sync": _of("tracking", "sync"),
 }

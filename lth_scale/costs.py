@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lth_scale.arms import Sources, arms, split_draw
+from lth_scale.arms import Sources, arm_of, split_draw
+from lth_scale.arms.lines import POINTS
 from lth_scale.checkpoint import State
 from lth_scale.duration import steps
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
-from lth_scale.models import FORWARD_AND_BACKWARD
+from lth_scale.models import FORWARD_AND_BACKWARD, has_batchnorm
 from lth_scale.rewinding import Clock
 from lth_scale.tasks import Task
 
@@ -60,18 +61,25 @@ def _hours(work: int, throughput: float) -> float:
 
 def clock_of(experiment: Experiment, task: Task) -> Clock:
     """Which steps a task trains: an arm is a pure function of its sources, so asked with empty states it tells."""
-    if task.round == 0:
+    begin = arm_of(task.arm).start
+    if begin is None:
+        return Clock(experiment.total, experiment.total, None, 0)
+    if task.dense:
         return Clock.dense(experiment.total)
-    arm, draw = split_draw(task.arm)
-    start = arms[arm].start(
+    start = begin(
         Sources(
             number=task.round,
-            draw=draw,
+            draw=split_draw(task.arm)[1],
             mask_seed=0,
             mask=Mask({}),
             theta_k=lambda: State({}, step=experiment.k),
             theta_T=lambda: State({}, step=experiment.total),
             initial=lambda seed: State({}),
+            carried=lambda: State({}),
+            origin="",
+            permute=lambda mask, draw: mask,
+            small=lambda: State({}),
+            cost=lambda: experiment.plan[task.round].density,
             recipe=experiment.recipe,
             total=experiment.total,
             fresh_noise=False,
@@ -84,23 +92,41 @@ def by_arm(experiment: Experiment, sizes: Sizes) -> dict[str, Cost]:
     """The dense rounds, then each arm with all its draws and seeds."""
     found: dict[str, Cost] = {}
     for task in experiment.tasks:
-        name = split_draw(task.arm)[0] if task.round else "dense"
+        name = "dense" if task.dense else split_draw(task.arm)[0]
         found[name] = found.get(name, Cost()) + _cost(experiment, task, sizes)
     return found
+
+
+def of_tasks(experiment: Experiment, tasks: Iterable[Task], sizes: Sizes) -> Cost:
+    """Of some tasks together."""
+    return sum((_cost(experiment, task, sizes) for task in tasks), Cost())
 
 
 def chain(experiment: Experiment, sizes: Sizes) -> Cost:
     """The dense round and the tickets of one seed: what has to be trained one after the other."""
     seed = experiment.config.run.replicates[0]
     tickets = [task for task in experiment.tasks if task.arm == "ticket" and task.seed == seed]
-    return sum((_cost(experiment, task, sizes) for task in tickets), Cost())
+    return of_tasks(experiment, tickets, sizes)
 
 
 def _cost(experiment: Experiment, task: Task, sizes: Sizes) -> Cost:
+    if not task.trains:
+        return _line(experiment)
     clock = clock_of(experiment, task)
     planned, whole = _images(experiment, clock), _images(experiment, replace(clock, start=0))
-    stored = sizes.final + sizes.mask + (0 if task.round else sizes.points)
+    stored = sizes.final + sizes.mask + (sizes.points if task.dense else 0)
     return replace(planned, rounds=1, whole=whole.work, stored=stored)
+
+
+def _line(experiment: Experiment) -> Cost:
+    """What is measured between two networks; with BatchNorm twice, and once more for its statistics."""
+    from lth_scale.training.evaluation import TRAIN_SAMPLES
+
+    known = experiment.description
+    train = min(TRAIN_SAMPLES, known.train)
+    once = train + known.validation + known.test
+    seen = 2 * once + train if has_batchnorm(experiment.skeleton) else once
+    return Cost(rounds=1, evaluated=POINTS * seen, whole=POINTS * seen)
 
 
 def _images(experiment: Experiment, clock: Clock) -> Cost:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import platform
-import socket
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth_scale import checkpoint, data, files, models, pruning, settings, world
+from lth_scale import data, models, provenance, pruning, settings, structured, transfer
 from lth_scale import tasks as graph
-from lth_scale.arms import Sources, Start, arms, split_draw
-from lth_scale.checkpoint import State, Stored
+from lth_scale.arms import arm_of, label, split_draw
+from lth_scale.checkpoint import State
 from lth_scale.config import Config
 from lth_scale.duration import steps
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
-from lth_scale.paths import RoundPaths, RunPaths
-from lth_scale.rewinding import Clock, Recipe, recipes
+from lth_scale.paths import RunPaths
+from lth_scale.rewinding import Recipe, recipes
 from lth_scale.streams import derive
 from lth_scale.tasks import Task
+
+STREAMS = ("init", "order", "augment", "mask", "dropout")
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,15 @@ class Experiment:
     @staticmethod
     def at(config: Config, out: Path) -> Experiment:
         """Check what can be checked without the data; raises UserError naming the field."""
-        made = Experiment(config, RunPaths(out))
+        made = Experiment(replace(config, transfer=transfer.with_labels(config.transfer)), RunPaths(out))
         made._check()
         return made
 
     def _check(self) -> None:
+        if self.config.rewind.at == "auto":
+            raise UserError(
+                "rewind.at='auto' is for `lth run`, which decides it; then use the config.yaml of its folder"
+            )
         k, total = self.k, self.total
         if total < 1:
             raise UserError(f"train.duration={self.config.train.duration!r} is {total} steps; it must be at least 1")
@@ -68,6 +71,14 @@ class Experiment:
         data.accumulation(self.config.train.batch_size, self.config.train.micro_batch, self.world)
         data.check(self.config.data, self.config.train.batch_size, self.world)
         self._check_parts()
+        undone = [task for task in self.tasks if arm_of(task.arm).foreign and not task.done(self.paths)]
+        wanted = [(label(task.arm), task.seed, task.round) for task in undone]
+        transfer.check(self.config.transfer, wanted, self.skeleton, self.fresh)
+        if not self.description.validation and self.config.run.patience:
+            raise UserError(
+                f"run.patience={self.config.run.patience} is not valid: {self.config.data.name} has no validation "
+                "images to end a chain by; choose 0, or hold some out (data.held_out)"
+            )
         if not self.description.validation and not self.config.train.drops:
             raise UserError(
                 f"data.held_out=0 leaves {self.config.data.name} no validation images, by which the early-stopping "
@@ -84,12 +95,30 @@ class Experiment:
                 f"train.ema={config.train.ema} is not valid with {config.model.name}: running statistics of BatchNorm "
                 "belong to the weights, not to their averages; choose 0, or a model without BatchNorm"
             )
+        if config.prune.early_bird:
+            self._check_early_bird()
+        if pruning.scopes[config.prune.scope].channels:
+            if config.transfer.layers != "all":
+                raise UserError(
+                    f"transfer.layers={config.transfer.layers!r} is not valid with prune.scope={config.prune.scope!r}: "
+                    "channels that the output layer reads cannot be cut off from it; choose another scope"
+                )
+            structured.check(self.channels, self.prunable, config.prune, self.plan[-1])
         cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
         if config.train.sync_batchnorm and cpu:
             raise UserError(
                 "train.sync_batchnorm=True is not valid on a CPU: torch synchronises batch statistics on GPUs only; "
                 "choose false, which averages the running statistics of all ranks after every step"
             )
+
+    def _check_early_bird(self) -> None:
+        for wrong, what in [
+            (self.sharded, f"hardware.strategy={self.config.hardware.strategy!r}, under which no rank has all weights"),
+            (pruning.criteria[self.config.prune.criterion].before, f"prune.criterion={self.config.prune.criterion!r}"),
+            (self.config.run.patience, "run.patience, which compares with a dense network trained to the end"),
+        ]:
+            if wrong:
+                raise UserError(f"prune.early_bird={self.config.prune.early_bird} is not valid with {what}; choose 0")
 
     @property
     def world(self) -> int:
@@ -138,23 +167,39 @@ class Experiment:
 
     @cached_property
     def prunable(self) -> list[models.Prunable]:
-        """The tensors that are pruned."""
-        return models.prunable(self.skeleton)
+        """The tensors that are pruned; with tickets from elsewhere only those that come with them."""
+        return transfer.carried_over(models.prunable(self.skeleton), self.config.transfer)
+
+    @cached_property
+    def fresh(self) -> frozenset[str]:
+        """Parameters and buffers of the layers that do not come with a ticket from elsewhere."""
+        return transfer.fresh(self.skeleton, models.prunable(self.skeleton), self.config.transfer)
+
+    @cached_property
+    def channels(self) -> list[models.channels.Group]:
+        """The channels that can go together. Raises UserError for a model that cannot be followed."""
+        return models.channels.groups(self.skeleton, self.description.shape)
 
     @cached_property
     def plan(self) -> list[pruning.Planned]:
         """Exact densities of rounds 0..R."""
-        return pruning.plan([(p.name, p.numel, p.kind) for p in self.prunable], self.config.prune)
+        return pruning.plan(self.prunable, self.config.prune)
 
     @cached_property
     def tasks(self) -> list[Task]:
         """All of the experiment's tasks."""
-        return graph.tasks(self.config.run, self.config.reinit, self.plan[-1].round)
+        return graph.tasks(self.config, self.plan[-1].round)
 
     def stream(self, seed: int, name: str) -> int:
         """The seed of a replicate's random stream: its own, unless ``seeds.NAME`` overrides it."""
         override = getattr(self.config.seeds, name)
         return derive(seed if override is None else override, name)
+
+    def streams(self, task: Task) -> dict[str, int]:
+        """The seeds of a task's streams: its replicate's, but for those of which each draw has its own."""
+        varied, (arm, draw) = arm_of(task.arm).varied(self.config), split_draw(task.arm)
+        shared = {name: self.stream(task.seed, name) for name in STREAMS}
+        return shared | {name: derive(shared[name], arm, draw) for name in varied}
 
     def model(self, init: int) -> nn.Module:
         """A freshly initialised network."""
@@ -175,51 +220,13 @@ class Experiment:
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         return State(weights, {name: b.clone() for name, b in model.named_buffers()})
 
-    def start(self, task: Task) -> Start:
-        """The source state that the task's arm and the run's recipe name, on disk, and the mask. All ranks call it."""
-        if task.round == 0:
-            mask = Mask.ones({p.name: p.shape for p in self.prunable})
-            state = self._stored(self.paths.rewind(task.seed, 0), self.stream(task.seed, "init"))
-            return Start(mask, state, "initialisation", Clock.dense(self.total))
-        self._require_theta_k(task.seed)
-        arm, draw = split_draw(task.arm)
-        before = self.paths.round(task.seed, "ticket", task.round - 1)
-        mask = self.ticket_mask(task)
-        return arms[arm].start(
-            Sources(
-                number=task.round,
-                draw=draw,
-                mask_seed=self.stream(task.seed, "mask"),
-                mask=mask,
-                theta_k=lambda: Stored.open(self.paths.rewind(task.seed, self.k)),
-                theta_T=lambda: _final(before),
-                initial=lambda i: self._stored(task.paths(self.paths).start, i) if self.sharded else self.initial(i),
-                recipe=self.recipe,
-                total=self.total,
-                fresh_noise=self.config.data.noise_per_round == "fresh",
-            )
-        )
-
-    def _stored(self, where: Path, init: int) -> Stored:
-        """A fresh initialisation, made by the first rank alone and read from disk: no rank needs the whole of it."""
-        if not checkpoint.sound(where):
-            world.on_first(lambda: self._store(where, init))
-        return Stored.open(where)
-
-    def _store(self, where: Path, init: int) -> None:
-        files.remove_folder(where)
-        checkpoint.save_state(where, self.initial(init))
-
-    def _require_theta_k(self, seed: int) -> None:
-        """All ranks share the reading. Raises UserError when the rewind point is missing or damaged."""
-        try:
-            checkpoint.opened(self.paths.rewind(seed, self.k))
-        except UserError as error:
-            dense = self.paths.round(seed, "ticket", 0).result
-            raise UserError(f"{error}; remove {dense} too, then the same command makes it anew") from None
-
     def ticket_mask(self, task: Task) -> Mask:
-        """The mask that the ticket's round before left; raises UserError if it is missing, damaged or foreign."""
+        """The mask that the ticket's round before left, all ones for round 0.
+
+        Raises UserError if it is missing, damaged or foreign.
+        """
+        if task.round == 0:
+            return Mask.ones({p.name: p.shape for p in self.prunable})
         mask = Mask.load(self.paths.round(task.seed, "ticket", task.round).mask)
         mask.check_model({p.name: p.shape for p in self.prunable})
         return mask
@@ -233,16 +240,20 @@ class Experiment:
         """Make the run folder, or join it: the same config with its micro-batch fixed. Safe when many do it at once."""
         config = self.config
         if self.paths.config.exists():
-            config = _same_micro_batch(self, settings.load(self.paths.config).train.micro_batch)
+            there = settings.load(self.paths.config)
+            config = _same_micro_batch(self, there.train.micro_batch)
+            if there.run.patience != config.run.patience:  # what it has ended may be worth doing now
+                for marker in self.paths.root.glob("seed_*/*/round_*/stopped.json"):
+                    marker.unlink(missing_ok=True)
         data.accumulation(config.train.batch_size, config.train.micro_batch, self.world)
         made = replace(self, config=replace(config, train=replace(config.train, micro_batch=self._fixed(config))))
-        _record(self.paths.provenance, self.dataset.checksum)
+        provenance.record(self.paths.provenance, self.dataset.checksum)
         settings.establish(self.paths.config, made.config)
         return made
 
     def provenance(self) -> dict[str, Any]:
         """Where and with what an attempt runs: what its bits may depend on beside the config."""
-        return {**machine(), "hardware": asdict(self.config.hardware), "micro_batch": self.micro_batch}
+        return {**provenance.machine(), "hardware": asdict(self.config.hardware), "micro_batch": self.micro_batch}
 
     def _fixed(self, config: Config) -> int:
         return config.train.micro_batch or self.micro_batch
@@ -257,35 +268,3 @@ def _same_micro_batch(run: Experiment, there: int) -> Config:
             "(only a smaller one, and only for a model without BatchNorm, is allowed later)"
         )
     return replace(run.config, train=replace(run.config.train, micro_batch=asked))
-
-
-def _final(paths: RoundPaths) -> Stored:
-    found = checkpoint.latest(paths.checkpoints)
-    if found is None:
-        raise UserError(f"{paths.checkpoints} holds no sound checkpoint; remove {paths.result} to train it anew")
-    return found[1]
-
-
-def machine() -> dict[str, str | int | float]:
-    """Where and with what an attempt runs."""
-    return {
-        "time": time.time(),
-        "host": socket.gethostname(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _record(path: Path, checksum: str) -> None:
-    if not path.exists():
-        files.write_json(path, {"data": checksum, **machine()})
-        return
-    held = files.read_json(path)
-    if not isinstance(held, dict) or not isinstance(there := held.get("data"), str):
-        raise UserError(f"{path} is damaged (it lacks data); remove it to have it made anew")
-    if there != checksum:
-        raise UserError(
-            f"data.dir holds other images (checksum {checksum[:12]}) than the run was made with ({there[:12]})"
-        )

@@ -20,9 +20,8 @@ from lth_scale import cli, files, settings, tickets
 from lth_scale.checkpoint import Composite, Entry, Source, State
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
-from lth_scale.export import find, of_run
 from lth_scale.masks import Mask
-from lth_scale.tickets import Ticket
+from lth_scale.tickets import Ticket, find, of_run
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,8 +17,7 @@ from torch.nn.utils import prune
 
 from lth_scale import cli, models, settings, tickets
 from lth_scale.errors import UserError
-from lth_scale.export import find
-from lth_scale.tickets import Ticket, paired
+from lth_scale.tickets import Ticket, find, paired
 
 LENET = ["digits_lenet", "--model.hidden=[20,10]"]
 NAMES = {"fc_layers.0.weight": "fc1.weight", "fc_layers.1.weight": "fc2.weight", "fc.weight": "output.weight"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lth_scale.checkpoint.keeping import candidates, latest, opened, publish, remove_older, sound
+from lth_scale.checkpoint.keeping import candidates, final, latest, opened, publish, remove_older, sound
 from lth_scale.checkpoint.layout import MANIFEST
 from lth_scale.checkpoint.source import Composite, Entry, Masked, Source, State
 from lth_scale.checkpoint.staging import Staging
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Stored",
     "candidates",
+    "final",
     "latest",
     "load_manifest",
     "load_state",

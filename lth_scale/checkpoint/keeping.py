@@ -53,6 +53,14 @@ def latest(folder: Path) -> tuple[Path, Stored] | None:
     return None
 
 
+def final(folder: Path, marker: Path) -> Stored:
+    """Collective: the end of a round that is done, as its ``marker`` says. Raises UserError if it is gone."""
+    found = latest(folder)
+    if found is None:
+        raise UserError(f"{folder} holds no sound checkpoint; remove {marker} to train it anew")
+    return found[1]
+
+
 def publish(
     folder: Path,
     parts: Iterable[Part],

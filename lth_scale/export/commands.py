@@ -46,7 +46,7 @@ def export(words: list[str]) -> int:
 def pack(words: list[str]) -> int:
     """A run folder's ticket in one file."""
     from lth_scale import tickets
-    from lth_scale.export import of_run
+    from lth_scale.tickets import of_run
 
     made = parser("ticket pack", "run")
     made.add_argument("--out")

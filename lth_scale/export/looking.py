@@ -9,9 +9,8 @@ from rich.table import Table
 
 from lth_scale import tickets
 from lth_scale.errors import UserError
-from lth_scale.export.places import find
 from lth_scale.masks import Mask
-from lth_scale.tickets import Overlap, Ticket
+from lth_scale.tickets import Overlap, Ticket, find
 from lth_scale.tickets.units import DRAWS, random_like
 from lth_scale.words import console, following, parser
 

@@ -10,6 +10,7 @@ from lth_scale.checkpoint import MANIFEST, Source, Stored
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
 from lth_scale.paths import RunPaths
+from lth_scale.tickets import done_round, first_seed, theta_k
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,6 @@ def choose(place: Path, seed: int | None, arm: str, number: int | None, theta: b
     return _of_round(run, seed, arm, done_round(run, seed, arm, number), theta)
 
 
-def done_round(run: RunPaths, seed: int, arm: str, number: int | None) -> int:
-    """A round that is done; None means the last one. Raises UserError naming those that are, unless it is."""
-    done = [int(p.parent.name[6:]) for p in run.results() if p.parts[-4:-2] == (f"seed_{seed}", arm)]
-    number = max(done, default=None) if number is None else number
-    if number not in done:
-        rounds = ", ".join(map(str, sorted(done))) or "none"
-        raise UserError(f"{run.root}: seed {seed} {arm} round {number} is not done; done are: {rounds}")
-    assert number is not None
-    return number
-
-
-def first_seed(run: RunPaths) -> int:
-    """The first replicate with a round that is done. Raises UserError where there is none."""
-    seeds = sorted(int(path.parts[-4][5:]) for path in run.results())
-    if not seeds:
-        raise UserError(f"{run.root}: no round is done yet; lth status {run.root}")
-    return seeds[0]
-
-
 def _of_round(run: RunPaths, seed: int, arm: str, number: int, theta: bool) -> Chosen:
     paths, ticket = run.round(seed, arm, number), run.round(seed, "ticket", number)
     told = files.read_json(paths.result)
@@ -82,12 +64,3 @@ def _final(folder: Path) -> Source:
     if found is None:
         raise UserError(f"{folder} holds no sound checkpoint")
     return found[1]
-
-
-def theta_k(run: RunPaths, seed: int, digest: str) -> Source:
-    """The rewind point that a round names; the config may say it in epochs. Raises UserError where it is gone."""
-    folder = run.rewind(seed, 0).parent
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        if (state := Stored.open(path)).digest() == digest:
-            return state
-    raise UserError(f"{folder} no longer holds the rewind point {digest[:12]} that the round names")

@@ -6,6 +6,7 @@ from lth_scale.tickets.file import Ticket, is_ticket, load, pack
 from lth_scale.tickets.foreign import READERS, Foreign
 from lth_scale.tickets.naming import paired
 from lth_scale.tickets.overlap import Overlap, compare, signs
+from lth_scale.tickets.places import done_round, find, first_seed, of_run, theta_k
 from lth_scale.tickets.streaming import stream
 from lth_scale.tickets.units import matched
 
@@ -15,11 +16,16 @@ __all__ = [
     "Overlap",
     "Ticket",
     "compare",
+    "done_round",
+    "find",
+    "first_seed",
     "is_ticket",
     "load",
     "matched",
+    "of_run",
     "pack",
     "paired",
     "signs",
     "stream",
+    "theta_k",
 ]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lth_scale import checkpoint, files, tickets
-from lth_scale.checkpoint import Source
+from lth_scale import checkpoint, files
+from lth_scale.checkpoint import Source, Stored
 from lth_scale.errors import UserError
-from lth_scale.export.sources import done_round, first_seed, theta_k
 from lth_scale.masks import Mask
 from lth_scale.paths import RunPaths
-from lth_scale.tickets import Ticket
+from lth_scale.tickets.file import Ticket, is_ticket, load
 
 MEASURED = ("hashes.mask", "source.theta_k", "tensors", "end.test.accuracy")
 """What is read of a result.json."""
@@ -31,7 +30,7 @@ def find(place: str, end: bool = False) -> Ticket:
         return of_run(path, chosen.get("seed"), chosen.get("round"), end)
     if chosen:
         raise UserError(f"{path} is no run folder, of which a seed and a round could be chosen")
-    return tickets.load(path) if tickets.is_ticket(path) else Ticket(Mask.load(path))
+    return load(path) if is_ticket(path) else Ticket(Mask.load(path))
 
 
 def _parsed(place: str) -> tuple[Path, dict[str, int]]:
@@ -100,3 +99,31 @@ def _told(path: Path, *keys: str) -> dict[str, Any]:
                 raise UserError(f"{path} is damaged (it lacks {key}); restore it")
             held = held[part]
     return dict(told)
+
+
+def done_round(run: RunPaths, seed: int, arm: str, number: int | None) -> int:
+    """A round that is done; None means the last one. Raises UserError naming those that are, unless it is."""
+    done = [int(p.parent.name[6:]) for p in run.results() if p.parts[-4:-2] == (f"seed_{seed}", arm)]
+    number = max(done, default=None) if number is None else number
+    if number not in done:
+        rounds = ", ".join(map(str, sorted(done))) or "none"
+        raise UserError(f"{run.root}: seed {seed} {arm} round {number} is not done; done are: {rounds}")
+    assert number is not None
+    return number
+
+
+def first_seed(run: RunPaths) -> int:
+    """The first replicate with a round that is done. Raises UserError where there is none."""
+    seeds = sorted(int(path.parts[-4][5:]) for path in run.results())
+    if not seeds:
+        raise UserError(f"{run.root}: no round is done yet; lth status {run.root}")
+    return seeds[0]
+
+
+def theta_k(run: RunPaths, seed: int, digest: str) -> Source:
+    """The rewind point that a round names; the config may say it in epochs. Raises UserError where it is gone."""
+    folder = run.rewind(seed, 0).parent
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        if (state := Stored.open(path)).digest() == digest:
+            return state
+    raise UserError(f"{folder} no longer holds the rewind point {digest[:12]} that the round names")
