@@ -150,6 +150,11 @@ class Mask(Mapping[str, torch.Tensor]):
         """Whether every weight kept here is kept in ``other`` too, a mask of the same tensors."""
         return self._shapes == other._shapes and not any((mine & ~theirs).any() for mine, theirs in self._beside(other))
 
+    def distance(self, other: Mask) -> float:
+        """The share of the weights that one of two masks of the same tensors keeps and the other does not."""
+        assert self._shapes == other._shapes
+        return sum(int(np.bitwise_count(a ^ b).sum()) for a, b in self._beside(other)) / self.numel
+
     def _beside(self, other: Mask) -> Iterator[tuple[Bytes, Bytes]]:
         """Packed pieces of both masks, of equal shapes, side by side."""
         for name, bits in self._bits.items():

@@ -23,14 +23,34 @@ class RoundPaths:
         return self.folder / "result.json"
 
     @property
+    def line(self) -> Path:
+        """The done marker of what is measured between the ends of other rounds, written last."""
+        return self.folder / "line.json"
+
+    @property
+    def stopped(self) -> Path:
+        """The done marker of a round that was not worth training any more, and why."""
+        return self.folder / "stopped.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Holds ``step_NNNNNNNN.attempt_N`` folders."""
         return self.folder / "checkpoint"
 
     @property
+    def early_bird(self) -> Path:
+        """The masks drawn at the ends of the dense round's epochs, while it is trained."""
+        return self.folder / "early_bird"
+
+    @property
     def start(self) -> Path:
         """The initialisation of a control that is trained in shards, while it is trained."""
         return self.folder / "start"
+
+    @property
+    def saliency(self) -> Path:
+        """Scores before training, while a mask is made from them."""
+        return self.folder / "saliency"
 
     @property
     def claims(self) -> Path:
@@ -77,6 +97,10 @@ class RunPaths:
     def results(self) -> list[Path]:
         """The done markers that exist, in folder order."""
         return sorted(self.root.glob("seed_*/*/round_*/result.json"))
+
+    def lines(self) -> list[Path]:
+        """What was measured between the ends of rounds, in folder order."""
+        return sorted(self.root.glob("seed_*/*/round_*/line.json"))
 
     @property
     def report(self) -> Path:

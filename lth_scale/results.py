@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ CHUNK = 1 << 20  # weights looked at together
 
 def result(experiment: Experiment, task: Task, start: Start, trained: Trained, attempt: int) -> dict[str, Any]:
     """The document; its schema is docs/run_folder.md's."""
-    clock, batch = start.clock, experiment.config.train.batch_size
+    clock, batch = replace(start.clock, stop=trained.end.step), experiment.config.train.batch_size
     samples = clock.steps * batch
     return {
         "schema": SCHEMA,
@@ -45,7 +45,7 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
             "verdict": "exact",  # the round would have refused to start otherwise
         },
         "recipe": {"name": experiment.config.rewind.recipe, **asdict(experiment.recipe)},
-        "streams": {n: experiment.stream(task.seed, n) for n in ("init", "order", "augment", "mask", "dropout")},
+        "streams": experiment.streams(task),
         "clock": {
             "start": clock.start,
             "end": clock.stop,
@@ -54,6 +54,7 @@ def result(experiment: Experiment, task: Task, start: Start, trained: Trained, a
             "steps_per_epoch": experiment.steps_per_epoch,
             "noise": clock.noise,
         },
+        **({"early_bird": asdict(trained.end)} if task.dense and experiment.config.prune.early_bird else {}),
         **_measures(trained.curves, clock, experiment.config.train.drops),
         "flops": _flops(experiment, start.mask, samples),
         "seconds": _seconds(trained.seconds, experiment.world),
@@ -119,11 +120,9 @@ def _row(rows: Iterable[Measure]) -> dict[str, Any]:
 
 
 def _flops(experiment: Experiment, mask: Mask, samples: int) -> dict[str, float]:
-    model, shape = experiment.skeleton, experiment.description.shape
-    macs, fixed = models.macs(model, shape), models.macs_fixed(model, shape)
-    sparse = sum(count * kept / numel for n, count in macs.items() for kept, numel in [mask.counts()[n]])
+    dense, sparse = models.macs_left(experiment.skeleton, experiment.description.shape, mask.counts())
     per_mac = FLOPS_PER_MAC * models.FORWARD_AND_BACKWARD * samples
-    return {"dense": per_mac * (sum(macs.values()) + fixed), "sparse": per_mac * (sparse + fixed)}
+    return {"dense": per_mac * dense, "sparse": per_mac * sparse}
 
 
 def _seconds(seconds: dict[str, float], world: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from lth_scale.data import AnyDataset, SplitName
 from lth_scale.masks import Mask
 from lth_scale.shards import Shards, differences, parts, restore
 from lth_scale.training.averages import averaged, start_averages
+from lth_scale.training.early_bird import End
 from lth_scale.training.evaluation import Curves, Measure, evaluate
 from lth_scale.training.masking import Masking
 from lth_scale.training.module import Classifier
@@ -169,23 +170,27 @@ class Evaluation(Part):
         dataset: the images.
         every: the grid, in steps of the dense clock.
         marks: further steps at which test is measured; the last of them is the end.
+        end: of the round.
         curves: where the measures go.
         watch: times it.
     """
 
-    def __init__(self, dataset: AnyDataset, every: int, marks: Sequence[int], curves: Curves, watch: Stopwatch) -> None:
-        self._dataset, self._every, self._marks = dataset, every, marks
+    def __init__(
+        self, dataset: AnyDataset, every: int, marks: Sequence[int], end: End, curves: Curves, watch: Stopwatch
+    ) -> None:
+        self._dataset, self._every, self._marks, self._end = dataset, every, marks, end
         self._curves, self._watch = curves, watch
         self._grid: SplitName = "validation" if dataset.length("validation") else "test"
 
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Measure if it is time."""
-        if step % self._every and step not in self._marks:
+        marked = step in self._marks or step == self._end.step
+        if step % self._every and not marked:
             return
         with self._watch.timing("evaluation"), averaged(module.shards):
             self._measure(module, step, self._grid)
             lowest = self._curves.minimum()
-            if step in self._marks or (lowest is not None and lowest.step == step):
+            if marked or (lowest is not None and lowest.step == step):
                 for split in ("test", "train"):
                     if split != self._grid:
                         self._measure(module, step, split)
@@ -201,7 +206,7 @@ class Checkpoints(Part):
     Args:
         folder: the round's checkpoint folder.
         every: in steps.
-        stop: the last step.
+        end: of the round.
         attempt: the number in the published names.
         curves: made durable before each checkpoint.
         watch: times it; its seconds travel in the manifest.
@@ -215,7 +220,7 @@ class Checkpoints(Part):
         self,
         folder: Path,
         every: int,
-        stop: int,
+        end: End,
         attempt: int,
         curves: Curves,
         watch: Stopwatch,
@@ -224,7 +229,7 @@ class Checkpoints(Part):
         staging: checkpoint.Staging | None,
         told: Callable[[Sequence[Measure]], None],
     ) -> None:
-        self._folder, self._every, self._stop, self._attempt, self._owned = folder, every, stop, attempt, owned
+        self._folder, self._every, self._end, self._attempt, self._owned = folder, every, end, attempt, owned
         self._curves, self._watch = curves, watch
         self._keep_optimizer, self._staging, self._told = keep_optimizer, staging, told
         self.finished: Path | None = None
@@ -233,7 +238,7 @@ class Checkpoints(Part):
 
     def on_step(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         """Save if it is time."""
-        if step == self._stop:
+        if step == self._end.step:
             self.save(module, step)
             self.finished = self._last
         elif step % self._every == 0:
@@ -250,8 +255,11 @@ class Checkpoints(Part):
     def _publish(self, module: Classifier, step: int) -> None:
         with self._watch.timing("checkpoint"):
             self._curves.sync()
-            state = parts(module.shards, optimizer=step != self._stop or self._keep_optimizer)
-            extra = {"seconds": self._watch.read(), "scaler": module.trainer.precision_plugin.state_dict()}
+            state = parts(module.shards, optimizer=step != self._end.step or self._keep_optimizer)
+            scaler = module.trainer.precision_plugin.state_dict()
+            extra: dict[str, Any] = {"seconds": self._watch.read(), "scaler": scaler}
+            if self._end.early:
+                extra["early_end"] = self._end.distance
             publish = self._staging.publish if self._staging else checkpoint.publish
             self._last = publish(self._folder, state, step, self._attempt, extra, self._owned)
         self._tell(self._before if self._staging else step)  # staged, the one before is in place by now

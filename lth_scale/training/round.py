@@ -6,6 +6,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from torch import nn
 
 from lth_scale import checkpoint, resources, world
 from lth_scale.arms import Start
-from lth_scale.checkpoint import Source, Stored
+from lth_scale.checkpoint import Source, State, Stored
 from lth_scale.config import Data, Hardware, Train
 from lth_scale.data import AnyDataset, Training, accumulation, training_batches
 from lth_scale.duration import steps
+from lth_scale.masks import Mask
 from lth_scale.paths import RoundPaths
 from lth_scale.training import callbacks as parts
 from lth_scale.training import environment, stopping, strategies
 from lth_scale.training.averages import Average
+from lth_scale.training.early_bird import EarlyBird, End, Ended, Leave
 from lth_scale.training.evaluation import Curves, Measure, read_curves
 from lth_scale.training.mixing import Mixing
 from lth_scale.training.module import Classifier
@@ -51,6 +54,8 @@ class Job:
         rewind_points: step -> folder, of the dense pass.
         break_at: where the dense pass drops its optimizer state.
         keep_optimizer: whether the final state keeps its optimizer's, which only some recipes read.
+        drawn: state -> the mask that it would leave, with Early-Bird.
+        early_bird: the distance below which masks agree.
     """
 
     build: Callable[[], nn.Module]
@@ -69,6 +74,8 @@ class Job:
     rewind_points: Mapping[int, Path]
     break_at: int | None
     keep_optimizer: bool
+    drawn: Callable[[State], Mask] | None
+    early_bird: float
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,9 +95,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round leaves: its final state is on disk."""
+    """What a round leaves: its final state is on disk, and its end may have come early."""
 
     final: Stored
+    end: End
     curves: Curves
     seconds: dict[str, float]
 
@@ -101,20 +109,30 @@ def train_round(job: Job) -> Trained:
     where, step = (begun[0], begun[1].step) if begun else (None, job.start.state.step)
     watch = parts.Stopwatch(begun[1].extra["seconds"] if begun else None)
     curves = _curves(job, where, step, writes=world.first())
-    if begun and step == job.start.clock.stop:
+    end = _end(job, begun[1] if begun else None)
+    if begun and step == end.step:
         world.on_first(lambda: checkpoint.remove_older(begun[0]))
         if world.first():
             job.told(curves.rows)
-        return Trained(begun[1], curves, watch.seconds)
-    saver = _checkpoints(job, curves, watch)
-    trainer = _trainer(job, _callback(job, where, curves, watch, saver), job.start.clock.stop - step)
+        return Trained(begun[1], end, curves, watch.seconds)
+    saver = _checkpoints(job, end, curves, watch)
+    trainer = _trainer(job, _callback(job, where, end, curves, watch, saver), job.start.clock.stop - step)
     stopping.take_over(trainer)
-    trainer.fit(_module(job, step), train_dataloaders=_batches(job, step))
+    with suppress(Ended):
+        trainer.fit(_module(job, step), train_dataloaders=_batches(job, step))
     del trainer
     gc.collect()  # a Trainer, its strategy and its model refer to one another
     if saver.finished is None:
         raise KeyboardInterrupt  # Lightning ends a fit early only for a signal, and quietly
-    return Trained(Stored.open(saver.finished), curves, watch.read())
+    return Trained(Stored.open(saver.finished), end, curves, watch.read())
+
+
+def _end(job: Job, begun: Stored | None) -> End:
+    """Where the round ends, as far as is known: what goes on may have ended early before it was interrupted."""
+    planned = job.start.clock.stop
+    if begun and "early_end" in begun.extra:
+        return End(begun.step, planned, begun.extra["early_end"])
+    return End(planned, planned)
 
 
 def _begun(job: Job) -> tuple[Path, Stored] | None:
@@ -132,17 +150,17 @@ def _curves(job: Job, where: Path | None, step: int, writes: bool) -> Curves:
     return Curves(job.paths.metrics(job.attempt) if writes else None, earlier)
 
 
-def _checkpoints(job: Job, curves: Curves, watch: parts.Stopwatch) -> parts.Checkpoints:
+def _checkpoints(job: Job, end: End, curves: Curves, watch: parts.Stopwatch) -> parts.Checkpoints:
     every = steps(job.train.checkpoint_every, job.steps_per_epoch, "train.checkpoint_every")
-    folder, stop, hardware = job.paths.checkpoints, job.start.clock.stop, job.hardware
+    folder, hardware = job.paths.checkpoints, job.hardware
     scratch = resources.on_this_machine("hardware.scratch", hardware.scratch)
     staging = checkpoint.Staging(scratch, hardware.timeout) if scratch else None
     keep = job.keep_optimizer
-    return parts.Checkpoints(folder, every, stop, job.attempt, curves, watch, keep, job.owned, staging, job.told)
+    return parts.Checkpoints(folder, every, end, job.attempt, curves, watch, keep, job.owned, staging, job.told)
 
 
 def _callback(
-    job: Job, where: Path | None, curves: Curves, watch: parts.Stopwatch, saver: parts.Checkpoints
+    job: Job, where: Path | None, end: End, curves: Curves, watch: parts.Stopwatch, saver: parts.Checkpoints
 ) -> pl.Callback:
     every = steps(job.train.eval_every, job.steps_per_epoch, "train.eval_every")
     scaler = Stored.open(where).extra.get("scaler") if where else None
@@ -150,8 +168,15 @@ def _callback(
     zeros = [parts.Zeros(job.start.mask)] if job.masked else []
     average = [Average(job.train.ema)] if job.train.ema else []
     points = parts.RewindPoints(job.rewind_points, job.break_at, job.owned)
-    evaluation = parts.Evaluation(job.dataset, every, job.marks, curves, watch)
-    return Parts([begin, *zeros, parts.Statistics(), *average, points, evaluation, Stop(saver.save), saver])
+    evaluation = parts.Evaluation(job.dataset, every, job.marks, end, curves, watch)
+    early = [_early_bird(job, job.drawn, end)] if job.drawn else []
+    before = [begin, *zeros, parts.Statistics(), *average, points, *early]
+    return Parts([*before, evaluation, Stop(saver.save), saver, Leave(end)])
+
+
+def _early_bird(job: Job, drawn: Callable[[State], Mask], end: End) -> EarlyBird:
+    first = max(job.rewind_points)
+    return EarlyBird(drawn, job.early_bird, job.steps_per_epoch, first, job.paths.early_bird, end)
 
 
 def _module(job: Job, first: int) -> Classifier:
