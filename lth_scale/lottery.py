@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from lth_scale import claims, files, pruning, tracking, world
-from lth_scale.arms import Start
+from lth_scale import claims, files, pruning, ranking, starting, structured, tracking, world
+from lth_scale.arms import Start, arm_of
 from lth_scale.checkpoint import Source
+from lth_scale.ending import ended
 from lth_scale.errors import NotReady, UserError
 from lth_scale.experiment import Experiment
+from lth_scale.interpolation import measure
 from lth_scale.masks import Mask
 from lth_scale.paths import RoundPaths
 from lth_scale.results import result
-from lth_scale.shards import EMA
 from lth_scale.tasks import Task
 from lth_scale.training import Job, train_round
 
@@ -28,31 +30,40 @@ def run(experiment: Experiment, tasks: Iterable[Task], job: str = "none") -> Non
 
 
 def play(experiment: Experiment, task: Task, job: str = "none") -> None:
-    """One round of one arm of one replicate: train what the mask left, prune, record.
+    """One round of one arm of one replicate: train what the mask left, prune, record; or measure between such rounds.
 
     Raises NotReady when the round it needs is not done, UserError when another live process works on it.
     """
     paths, following = task.paths(experiment.paths), experiment.paths.round(task.seed, "ticket", task.round + 1)
-    if task.needs and not world.agreed(task.needs.done(experiment.paths)):
-        raise NotReady(f"{task} is not ready: {task.needs} is not done")
+    if missing := world.agreed(task.missing(experiment.paths)):
+        raise NotReady(f"{task} is not ready: {missing[0]} is not done")
     with ExitStack() as held:
         attempt = world.agreed(held.enter_context(claims.claimed(paths.claims, job, only=world.first())))
         if world.agreed(task.done(experiment.paths)):  # by another process, just now
             return
+        if why := world.agreed(ended(experiment, task)):
+            world.on_first(lambda: _finish(paths.stopped, {"why": why}))
+            return
         world.on_first(lambda: _prepare(experiment, task, attempt))
-        start = experiment.start(task)  # the source state that arm and recipe name, and the mask
         tracked = held.enter_context(tracking.tracked(experiment, task, attempt, world.first()))
-        trained = train_round(_job(experiment, task, start, attempt, tracked))  # goes on if it was interrupted
         publish = partial(_publish, paths, attempt)
+        if not task.trains:
+            line = measure(experiment, task)
+            tracked.measured(line)
+            publish(lambda: _finish(paths.line, line))
+            return
+        start = starting.start(experiment, task)  # the source state that arm and recipe name, and the mask
+        trained = train_round(_job(experiment, task, start, attempt, tracked))  # goes on if it was interrupted
         if task.arm == "ticket":
-            after = next_mask(experiment, start.mask, trained.final)
+            after = next_mask(experiment, task, start.mask, trained.final)
             publish(lambda: after.save(following.mask))
-        elif start.mask != experiment.ticket_mask(task):
+        elif arm_of(task.arm).foreign or start.mask != experiment.ticket_mask(task):
             publish(lambda: start.mask.save(paths.mask))
         made = world.on_first(lambda: result(experiment, task, start, trained, attempt))
         tracked.finish(made)
-        publish(lambda: _finish(paths, made))
-        world.on_first(lambda: files.remove_folder(paths.start))
+        publish(lambda: _finish(paths.result, made))
+        for scratch in (paths.start, paths.early_bird):
+            world.on_first(partial(files.remove_folder, scratch))
 
 
 def _publish(paths: RoundPaths, attempt: int, write: Callable[[], None]) -> None:
@@ -65,41 +76,40 @@ def _publish(paths: RoundPaths, attempt: int, write: Callable[[], None]) -> None
     world.on_first(unless_overtaken)
 
 
-def _finish(paths: RoundPaths, made: dict[str, Any]) -> None:
+def _finish(marker: Path, made: dict[str, Any]) -> None:
     """The done marker, last of all. Two attempts can both come here; the second changes nothing."""
-    if not files.create_json(paths.result, made):
-        raise UserError(f"{paths.result} was written by another attempt meanwhile; this one's is given up")
+    if not files.create_json(marker, made):
+        raise UserError(f"{marker} was written by another attempt meanwhile; this one's is given up")
 
 
-def next_mask(experiment: Experiment, mask: Mask, final: Source) -> Mask:
+def next_mask(experiment: Experiment, task: Task, mask: Mask, final: Source) -> Mask:
     """Remove the weights that the criterion ranks lowest among the survivors. All ranks share the work.
 
     Complete on the first rank only.
     """
-    part = f"optimizer/{{}}/{EMA}" if experiment.config.prune.weights == EMA else "weights/{}"
-    shards = []
-    for p in experiment.prunable:
-        key = part.format(p.name)
-        start, stop = final.share(key, world.rank(), world.size())
-        kept = mask.range(p.name, start, stop)
-        shards.append(pruning.Shard(p.name, final.read(key, start, stop), start, p.numel, kept, p.kind))
-    following = pruning.next_masks(shards, experiment.config.prune, world.group())
-    shapes = {p.name: p.shape for p in experiment.prunable}
-    return Mask.assembled(shapes, {shard.name: (shard.offset, following[shard.name]) for shard in shards})
+    prune = experiment.config.prune
+    goal = pruning.budgets(experiment.prunable, prune, task.round + 1)
+    if pruning.scopes[prune.scope].channels:
+        with ranking.ranked(experiment, task, mask, final, whole=True) as shards:
+            return structured.next_mask(experiment.channels, experiment.prunable, shards, mask, prune, goal[0].kept)
+    with ranking.ranked(experiment, task, mask, final) as shards:
+        following = pruning.next_masks(shards, prune, goal, world.group())
+        return Mask.assembled(mask.shapes, {shard.name: (shard.offset, following[shard.name]) for shard in shards})
 
 
 def _prepare(experiment: Experiment, task: Task, attempt: int) -> None:
     """Remove what earlier attempts that were killed have left half written, wherever this task alone writes."""
     paths, following = task.paths(experiment.paths), experiment.paths.round(task.seed, "ticket", task.round + 1)
     folders = [paths.folder, paths.checkpoints, *([following.folder] if task.arm == "ticket" else [])]
-    for folder in folders if task.needs else [*folders, experiment.paths.rewind(task.seed, 0).parent]:
+    for folder in folders if not task.dense else [*folders, experiment.paths.rewind(task.seed, 0).parent]:
         files.remove_temporaries(folder)
     paths.result.unlink(missing_ok=True)  # of a round whose mask was lost
     files.write_json(paths.provenance(attempt), experiment.provenance())
 
 
 def _job(experiment: Experiment, task: Task, start: Start, attempt: int, tracked: tracking.Tracked) -> Job:
-    config, dense = experiment.config, task.round == 0
+    config, dense = experiment.config, task.dense
+    early = dense and config.prune.early_bird > 0
     return Job(
         build=experiment.built,
         dataset=experiment.dataset,
@@ -107,9 +117,9 @@ def _job(experiment: Experiment, task: Task, start: Start, attempt: int, tracked
         train=config.train,
         hardware=config.hardware,
         start=start,
-        reload=lambda: (again := experiment.start(task)).state.masked(again.mask),
-        masked=not dense,
-        streams={name: experiment.stream(task.seed, name) for name in ("order", "augment", "dropout")},
+        reload=lambda: (again := starting.start(experiment, task)).state.masked(again.mask),
+        masked=task.round > 0,
+        streams=experiment.streams(task),
         paths=task.paths(experiment.paths),
         attempt=attempt,
         told=tracked.rows,
@@ -117,4 +127,6 @@ def _job(experiment: Experiment, task: Task, start: Start, attempt: int, tracked
         rewind_points=experiment.rewind_points(task.seed) if dense else {},
         break_at=experiment.k if dense and experiment.recipe.dense_break else None,
         keep_optimizer=experiment.recipe.optimizer == "T",
+        drawn=(lambda state: next_mask(experiment, task, start.mask, state)) if early else None,
+        early_bird=config.prune.early_bird,
     )

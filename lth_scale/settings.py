@@ -24,6 +24,9 @@ SCHEMA = 1  # goes up when a default changes, so that an old folder never passes
 FREE = (
     *("run.", "reinit.", "report.", "hardware.", "tracking."),
     *("data.dir", "data.workers", "data.cache", "data.cache_gb", "data.stage"),
+    *("transfer.sources", "transfer.rounds"),
+    *("connectivity.children", "connectivity.rounds", "connectivity.next", "connectivity.origin"),
+    *("rewind.candidates", "rewind.auto"),
     *("prune.rounds", "prune.to", "train.micro_batch", "train.checkpoint_every"),
 )
 """Fields that do not change a result already there; ``hardware.precision`` does."""
@@ -175,6 +178,19 @@ def load(path: Path) -> Config:
         ) from None
 
 
+def read_text(text: str, where: object) -> Config:
+    """A whole config from YAML that lies in another file; raises UserError naming that file, or the key."""
+    try:
+        tree = yaml.safe_load(text)
+        if not isinstance(tree, dict):
+            raise UserError("it holds no config")
+        _check_keys(list(_leaves(tree)))
+        made = parser()
+        return Config(**_sections(made.instantiate(made.parse_object(tree))))
+    except (ArgumentError, ValueError, TypeError, yaml.YAMLError, UserError) as error:
+        raise UserError(f"{where}: its config cannot be used ({_one_line(str(error))})") from None
+
+
 def as_dict(config: Any) -> dict[str, Any]:
     """Plain values, tuples as lists."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -202,14 +218,15 @@ def fields_of(config: Config) -> dict[str, Any]:
 
 
 def binding(config: Config) -> dict[str, Any]:
-    """The fields that change results."""
+    """The fields that change results; where prune.to is to be reached in prune.rounds rounds, these two as well."""
     fields = fields_of(config)
-    return {key: value for key, value in fields.items() if key == "hardware.precision" or not key.startswith(FREE)}
+    also = {"hardware.precision"} | ({"prune.rounds", "prune.to"} if config.prune.schedule == "target" else set())
+    return {key: value for key, value in fields.items() if key in also or not key.startswith(FREE)}
 
 
 def digest(config: Config) -> str:
     """Eight hex digits over the result-changing fields that differ from their default; part of the folder's name."""
-    standard = binding(Config())
+    standard = fields_of(Config())
     changed = {key: value for key, value in sorted(binding(config).items()) if value != standard[key]}
     text = json.dumps({"schema": SCHEMA, **changed}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -220,7 +237,7 @@ def establish(path: Path, config: Config) -> None:
     if files.create_bytes(path, dump(config).encode()):
         return
     there = load(path)
-    old, new = binding(there), binding(config)
+    old, new = fields_of(there), binding(config)
     changed = [f"{key} ({old[key]!r} there, {new[key]!r} asked)" for key in new if old[key] != new[key]]
     if changed:
         raise UserError(f"{path.parent} holds results of another config: {', '.join(changed)}; choose another --out")

@@ -24,7 +24,10 @@ ASKED = {
     *(f"cifar10_{name}" for name in ("resnet20", "vgg16", "conv2", "conv4", "conv6")),
     *("cifar100_resnet18", "fashion_mnist_lenet", "mnist_lenet"),
 }
-TIMED = {"digits_lenet", "fashion_mnist_late_rewinding", "mnist_lenet"}  # measured here, in minutes of a core
+TIMED = {  # measured here, in minutes of a core
+    *("digits_lenet", "digits_methods", "fashion_mnist_late_rewinding", "fashion_mnist_vit", "mnist_lenet"),
+    "transfer_lenet",
+}
 COST = re.compile(r"Costs about ([\d,]+) (?:GPU|core)-hours at ([\d,]+) images/s")
 
 
@@ -80,6 +83,9 @@ def test_a_config_plans_without_its_data(name: str, tmp_path: Path, monkeypatch:
 def survivors(run: Experiment) -> list[int]:
     """Weights that rounds 0 to R train, by the definition: each round removes the rate of what is left."""
     prune = run.config.prune
+    if prune.schedule == "list":
+        total = sum(p.numel for p in run.prunable)
+        return [total, *(round(density * total) for density in prune.densities)]
     own = {kind: getattr(prune.rates, kind) for kind in ("conv", "fc", "output")}
     rated = [(p.numel, prune.rate if own[p.kind] is None else own[p.kind]) for p in run.prunable]
     if prune.scope == "global":

@@ -41,6 +41,8 @@ def commands(first: str) -> list[str]:
 def shortened(command: str) -> list[str]:
     """The words of a command; what would train for long gets small numbers behind its own."""
     words = shlex.split(command)
+    if words[:2] == ["lth", "transfer"]:
+        return [*words[:3], *SHORT, *words[3:]]
     if words[:2] != ["lth", "run"] or "--plan" in words or "--print_config" in words:
         return words
     words = ["seed=0" if word.startswith("seed=") else word for word in words]

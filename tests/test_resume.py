@@ -197,6 +197,8 @@ def test_a_second_call_does_nothing(whole: tuple[Config, Path], spy: Spy, tmp_pa
 # Another valid value of every field that changes results ...
 BINDING = {
     "data.name": "mnist",
+    "data.classes": "0-4",
+    "data.shape": "[1,12,12]",
     "data.augment": "crop_flip",
     "data.noise_per_round": "fresh",
     "data.crop": "32",
@@ -233,10 +235,18 @@ BINDING = {
     "prune.rates.conv": "0.3",
     "prune.rates.fc": "0.3",
     "prune.rates.output": "0.3",
+    "prune.schedule": "target",
+    "prune.densities": "[0.5,0.2]",
     "prune.scope": "layer",
+    "prune.nm": "1:4",
+    "prune.oneshot": "true",
+    "prune.batches": "3",
     "prune.criterion": "another",
     "prune.weights": "ema",
     "prune.min_per_layer": "1",
+    "prune.early_bird": "0.1",
+    "transfer.layers": "body",
+    "connectivity.vary": "order",
     "rewind.at": "1it",
     "rewind.keep": "[2it]",
     "rewind.recipe": "restart",
@@ -260,7 +270,16 @@ FREE = {
     "prune.to": "0.1",
     "run.seeds": "0-2",
     "run.arms": "[ticket]",
+    "run.patience": "2",
     "reinit.draws": "3",
+    "transfer.sources": "[elsewhere]",
+    "transfer.rounds": "2",
+    "connectivity.children": "3",
+    "connectivity.rounds": "1",
+    "connectivity.next": "true",
+    "connectivity.origin": "true",
+    "rewind.candidates": "[0,5it]",
+    "rewind.auto": "dense",
     "report.tolerance": "0.7",
     "hardware.accelerator": "cpu",
     "hardware.strategy": "fsdp2",
@@ -297,6 +316,17 @@ def test_a_config_that_changes_results_is_refused_by_name(key: str, tmp_path: Pa
     assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert digest(old) != digest(new)
+
+
+@pytest.mark.parametrize(("key", "value"), [("prune.rounds", "4"), ("prune.to", "0.1")])
+def test_the_end_of_a_schedule_changes_all_its_rounds(key: str, value: str, tmp_path: Path) -> None:
+    """Free under prune.schedule=rate, whose rounds do not know where they end."""
+    base = [*BASE, "--prune.schedule=target", "--prune.to=0.2"]
+    old, new = settings.parse(base), settings.parse([*base, f"--{key}={value}"])
+    assert digest(old) != digest(new)
+    settings.establish(tmp_path / "config.yaml", old)
+    with pytest.raises(UserError, match=key):
+        settings.establish(tmp_path / "config.yaml", new)
 
 
 @pytest.mark.parametrize("key", FREE)
@@ -348,13 +378,16 @@ DIGESTS = {
     "cifar10_resnet20": "cd74d1c4",
     "cifar10_vgg16": "5f9d16ab",
     "digits_lenet": "8aefb62d",
+    "digits_methods": "717a00f5",
     "fashion_mnist_late_rewinding": "6b1ab66c",
     "fashion_mnist_lenet": "9b76b725",
+    "fashion_mnist_vit": "b3922572",
     "imagenet_deit_small": "19ee0ac1",
     "imagenet_resnet50": "0621171d",
     "imagenet_resnet50_cosine": "16debd90",
     "imagenet_vit_small": "1b2e9fb9",
     "mnist_lenet": "cb474ef4",
+    "transfer_lenet": "f9dccf73",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lth_scale.config.connectivity import Connectivity as Connectivity
 from lth_scale.config.hardware import Hardware as Hardware
 from lth_scale.config.tickets import Prune as Prune
 from lth_scale.config.tickets import Rates as Rates
@@ -16,6 +17,8 @@ from lth_scale.config.tracking import Tracking as Tracking
 from lth_scale.config.training import Data as Data
 from lth_scale.config.training import Model as Model
 from lth_scale.config.training import Train as Train
+from lth_scale.config.transfer import Transfer as Transfer
+from lth_scale.config.transfer import labelled as labelled
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Config:
     rewind: Rewind = field(default_factory=Rewind)
     run: Run = field(default_factory=Run)
     reinit: Reinit = field(default_factory=Reinit)
+    transfer: Transfer = field(default_factory=Transfer)
+    connectivity: Connectivity = field(default_factory=Connectivity)
     seeds: Seeds = field(default_factory=Seeds)
     report: Report = field(default_factory=Report)
     hardware: Hardware = field(default_factory=Hardware)

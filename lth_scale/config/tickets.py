@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from lth_scale.errors import UserError, at_least, require
@@ -30,27 +32,57 @@ class Prune:
     Args:
         rate: fraction of the surviving weights removed per round, in (0, 1).
         rates: the same by kind of tensor.
+        schedule: rate; target (one rate, so that prune.rounds rounds end at prune.to exactly); list (prune.densities).
         rounds: R; rounds 0 (dense) to R are trained.
-        to: instead of rounds: as many as it takes to reach this density.
-        scope: global or layer (``lth list scopes``).
+        to: with schedule rate, instead of rounds: as many as it takes to reach this density; with target, the last one.
+        densities: that of each round from 1 on, with schedule list.
+        scope: how survivors are shared out among tensors (``lth list scopes``).
+        nm: with scope n:m, how many of how many consecutive inputs survive.
         criterion: what ranks the weights (``lth list criteria``).
+        oneshot: every round's mask comes from the dense network, not from the round before.
+        early_bird: the dense round ends at the first epoch whose mask, and those of the four before, differ from one
+            another in less than this share of the weights; 0: never.
+        batches: training batches for scores before training; 0: as many as hold 10 samples a class.
         weights: which are ranked, those trained (raw) or their averages (ema, with train.ema).
-        min_per_layer: weights that each tensor keeps at least.
+        min_per_layer: weights that each tensor keeps at least; with the scopes of channels, channels of each group.
     """
 
     rate: float = 0.2
     rates: Rates = field(default_factory=Rates)
+    schedule: Literal["rate", "target", "list"] = "rate"
     rounds: int = 16
     to: float | None = None
+    densities: tuple[float, ...] = ()
     scope: str = "global"
+    nm: str = "2:4"
     criterion: str = "magnitude"
+    oneshot: bool = False
+    early_bird: float = 0.0
+    batches: int = 0
     weights: Literal["raw", "ema"] = "raw"
     min_per_layer: int = 0
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, "prune.rate", self.rate, "in (0, 1)")
-        at_least(self, "prune", rounds=0, min_per_layer=0)
+        require(0 <= self.early_bird < 1, "prune.early_bird", self.early_bird, "in [0, 1)")
+        at_least(self, "prune", rounds=0, min_per_layer=0, batches=0)
         require(self.to is None or 0 < self.to < 1, "prune.to", self.to, "in (0, 1)")
+        object.__setattr__(self, "densities", tuple(self.densities))
+        falling = all(0 < later < earlier for earlier, later in pairwise((1, *self.densities)))
+        require(falling, "prune.densities", list(self.densities), "a falling list of numbers in (0, 1)")
+        named = re.fullmatch(r"(\d+):(\d+)", self.nm)
+        require(
+            named is not None and 0 < int(named[1]) < int(named[2]),
+            "prune.nm",
+            self.nm,
+            "N:M with 0 < N < M, such as 2:4",
+        )
+
+    @property
+    def pattern(self) -> tuple[int, int]:
+        """(n, m) of ``nm``."""
+        n, m = self.nm.split(":")
+        return int(n), int(m)
 
 
 @dataclass(frozen=True)
@@ -58,17 +90,22 @@ class Rewind:
     """Where a later round starts.
 
     Args:
-        at: the rewind point k: ``"0"``, ``"500it"`` or ``"2ep"``.
+        at: the rewind point k: ``"0"``, ``"500it"`` or ``"2ep"``; auto: the smallest stable one of candidates.
         keep: further points that the dense pass stores.
         recipe: what is restored (``lth list recipes``).
+        candidates: with at=auto: rewind points to try, in order, each with a run of its own.
+        auto: with at=auto: what must be stable, the ticket of the last round (imp) or the dense network (dense).
     """
 
     at: str = "0"
     keep: tuple[str, ...] = ()
     recipe: str = "continue"
+    candidates: tuple[str | int, ...] = ()
+    auto: Literal["imp", "dense"] = "imp"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", str(self.at))
+        object.__setattr__(self, "candidates", tuple(map(str, self.candidates)))
         object.__setattr__(self, "keep", tuple(map(str, self.keep)))
 
 
@@ -79,12 +116,15 @@ class Run:
     Args:
         seeds: replicates: a list, or ranges such as ``0-4``.
         arms: what is trained at each density (``lth list arms``); ticket makes the masks.
+        patience: a replicate's chain ends after so many tickets in a row that do not match on validation; 0: never.
     """
 
     seeds: tuple[int, ...] | str | int = (0, 1, 2, 3, 4)
     arms: tuple[str, ...] = ("ticket", "reinit", "random")
+    patience: int = 0
 
     def __post_init__(self) -> None:
+        at_least(self, "run", patience=0)
         try:
             object.__setattr__(self, "seeds", expand(self.seeds))
         except ValueError:
