@@ -240,6 +240,26 @@ def test_the_command_makes_one_run_for_each_target_and_shape(source: Experiment,
     assert len(hidden) == 1 and not any("--data.shape" in word for word in hidden[0])
 
 
+def test_it_is_submitted_as_arrays_that_wait_for_the_dense_round(
+    source: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = ["--model.hidden=[20,10]", "--prune.rounds=2", "--run.seeds=0-1", "--data.classes=5-9"]
+    words = [
+        str(source.paths.root),
+        *fields,
+        f"--out={tmp_path}/out",
+        "--cluster=local",
+        "--dry-run",
+        "--to",
+        "digits_lenet",
+    ]
+    assert main(["submit", "transfer", *words]) == 0
+    said = capsys.readouterr().out
+    (label,) = Experiment.at(target(source), tmp_path / "run").config.transfer.places
+    assert f"transfer.{label}" in said and f"transfer_dense.{label}" in said
+    assert not list(tmp_path.glob("out/*"))
+
+
 @pytest.mark.parametrize("words", [[], ["SOURCE"], ["SOURCE", "--to"], ["--to", "digits_lenet"]])
 def test_the_command_says_what_it_lacks(words: list[str], source: Experiment) -> None:
     with pytest.raises(UserError, match=r"transfer needs sources and targets: lth transfer RUN... --to CONFIG"):

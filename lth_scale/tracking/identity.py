@@ -82,7 +82,7 @@ class Identity:
         """Made from the run folder's own id, which is drawn once, and the round's place in it."""
         experiment = _experiment(paths)
         place = f"s{task.seed}-{task.arm}-r{task.round:02d}"
-        kind = task.arm if task.round else "dense"
+        kind = "dense" if task.dense else task.arm
         return Identity(f"{experiment.rpartition('-')[2]}-{place}", experiment, f"{place} {kind}", kind)
 
 

@@ -37,6 +37,9 @@ class Tracked:
     def finish(self, result: dict[str, Any]) -> None:
         """Log what the done marker is going to say, and put everything on disk."""
 
+    def measured(self, line: dict[str, Any]) -> None:
+        """The same of what trains nothing."""
+
 
 @contextmanager
 def tracked(experiment: Experiment, task: Task, attempt: int, first: bool) -> Iterator[Tracked]:
@@ -100,6 +103,14 @@ class _Run(Tracked):
         self._log(stop, self._last.get(stop, {}) | end | {"density": result["density"]})
         if self._run is not None:
             self._safely(lambda: self._run.summary.update(_summary(result) | end))
+        self.close(0)
+
+    def measured(self, line: dict[str, Any]) -> None:
+        found = {
+            f"instability/{split}_{how}": v for how, row in line["instability"].items() for split, v in row.items()
+        }
+        if self._run is not None:
+            self._safely(lambda: self._run.summary.update(found | {"density": line["density"]}))
         self.close(0)
 
     def close(self, code: int) -> None:

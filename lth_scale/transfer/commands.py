@@ -65,8 +65,11 @@ def _runs(sources: Sequence[Origin], targets: Sequence[list[str]], out: Path) ->
             yield [*made, "--out", str(out / f"to_{config.data.name}-{settings.digest(config)}")]
 
 
-FLAGS = ("--plan", "--throughput", "--jobs", "--only", "--print_config")
-"""What ``lth run`` takes beside fields of the config, here as single words."""
+FLAGS = (
+    *("--plan", "--throughput", "--jobs", "--only", "--print_config"),
+    *("--cluster", "--max-parallel", "--max-submitted", "--dry-run"),
+)
+"""What ``lth run`` and ``lth submit`` take beside fields of the config, here as single words."""
 
 
 def _by_shape(sources: Sequence[Origin], own: Config, layers: str) -> dict[tuple[int, int, int], list[Origin]]:
