@@ -28,6 +28,7 @@ experiments
                              train tickets of the runs SOURCE (or packed ones) on other data, and all their controls
   lth connectivity CONFIG... [--at 0,100it,2ep]
                              is training from these rewind points stable to its noise? a run each, and a table
+  lth sweep FILE [--seed N]  the points of a W&B sweep file (grid, random), without its service; a run each
   lth cancel RUN             end a run's jobs
 see
   lth status [RUN [--watch | --json]]
@@ -215,13 +216,6 @@ def _transfer(words: list[str]) -> int:
     return next(filter(None, codes), 0)
 
 
-def _connectivity(words: list[str]) -> int:
-    from lth_scale.connectivity import connectivity
-
-    _require_alone("lth connectivity")
-    return connectivity(words, _run_flags, _run)
-
-
 def _report(words: list[str]) -> int:
     from lth_scale.report import write_report
 
@@ -264,17 +258,21 @@ def _topics() -> dict[str, Callable[[], list[str]]]:
     }
 
 
-def _task(words: list[str]) -> int:
-    from lth_scale.slurm.element import task
-
-    return task(words)
-
-
-def _of(room: str, name: str) -> Callable[[list[str]], int]:
+def _of(room: str, name: str, file: str = "commands") -> Callable[[list[str]], int]:
     """A command of another room, which is imported when it is called."""
 
     def command(words: list[str]) -> int:
-        return int(getattr(importlib.import_module(f"lth_scale.{room}.commands"), name)(words))
+        return int(getattr(importlib.import_module(f"lth_scale.{room}.{file}"), name)(words))
+
+    return command
+
+
+def _several(room: str, name: str) -> Callable[[list[str]], int]:
+    """A command of another room that makes several runs of its words."""
+
+    def command(words: list[str]) -> int:
+        _require_alone(f"lth {name}")
+        return int(getattr(importlib.import_module(f"lth_scale.{room}"), name)(words, _run_flags, _run))
 
     return command
 
@@ -284,7 +282,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "submit": _of("slurm", "submit"),
     "cancel": _of("slurm", "cancel"),
     "status": _of("slurm", "status"),
-    "connectivity": _connectivity,
+    "connectivity": _several("connectivity", "connectivity"),
+    "sweep": _several("sweeps", "sweep"),
     "report": _report,
     "list": _list,
     "data": _of("data", "data"),
@@ -293,5 +292,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sync": _of("tracking", "sync"),
 }
 
-OF_JOBS: dict[str, Callable[[list[str]], int]] = {"task": _task}
+OF_JOBS: dict[str, Callable[[list[str]], int]] = {"task": _of("slurm", "task", "element")}
 """What only scripts of ``slurm/`` call."""

@@ -14,17 +14,21 @@ import torch
 import yaml
 
 from lth_scale import files
+from lth_scale.arms import split_draw
 from lth_scale.checkpoint import State, save_state
 from lth_scale.config import Config, Model, Prune, Run
 from lth_scale.config import Report as ReportConfig
 from lth_scale.masks import Mask
 from lth_scale.paths import RunPaths
+from lth_scale.tasks import tasks
 
 TENSORS = {"fc1.weight": (300, 64), "fc2.weight": (100, 300), "output.weight": (10, 100)}
 KINDS = {"fc1.weight": "fc", "fc2.weight": "fc", "output.weight": "output"}
 STEPS, GRID = 600, 10
 # The density (log) at which an arm loses a point, and how fast it falls from there.
 LIMIT = {"ticket": (0.022, 1.6), "reinit": (0.25, 1.15), "random": (0.33, 1.35)}
+LIMIT |= {"transfer": (0.15, 1.4), "transfer_reinit": (0.28, 1.2), "transfer_random": (0.34, 1.4)}
+LIMIT |= {"own": LIMIT["ticket"], "transfer_dense": LIMIT["ticket"]}
 
 
 def config(
@@ -44,7 +48,7 @@ def plain(value: Any) -> Any:
 
 
 def _accuracy(arm: str, density: float, rng: np.random.Generator) -> float:
-    limit, slope = LIMIT[arm.partition("-")[0]]
+    limit, slope = LIMIT[split_draw(arm)[0]]
     bump = 0.35 * exp(-((log(density) - log(0.15)) ** 2)) if arm == "ticket" else 0.0
     drop = exp(slope * (log(limit) - log(density)))
     return 97.4 + bump - min(drop, 60.0) + float(rng.normal(0, 0.12))
@@ -133,11 +137,9 @@ def write_run(root: Path, settings: Config | None = None, thirds: bool = False) 
         theta = _theta(seed)
         save_state(RunPaths(root).rewind(seed, 0), State(theta))
         masks = _masks(theta, settings.prune.rounds)
-        for arm in settings.run.arms:
-            folders = [arm] + [f"{arm}-{i}" for i in range(1, settings.reinit.draws)] * (arm == "reinit")
-            for folder in folders:
-                for number in range(0 if arm == "ticket" else 1, settings.prune.rounds + 1):
-                    write_round(root, seed, folder, number, masks[number] if number else None, thirds)
+        for task in [task for task in tasks(settings, settings.prune.rounds) if task.seed == seed]:
+            whole = not task.round or task.arm.startswith("transfer_dense")
+            write_round(root, seed, task.arm, task.round, None if whole else masks[task.round], thirds)
         last = RunPaths(root).round(seed, "ticket", settings.prune.rounds)
         save_state(last.checkpoints / f"step_{STEPS:08d}.attempt_1", State(theta, step=STEPS).masked(masks[-1]).whole())
     return root

@@ -19,6 +19,7 @@ from lth_scale.config import Config
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
+from lth_scale.report import headline, read_run, summary
 from lth_scale.training.early_bird import WINDOW
 
 EPOCHS = 12
@@ -96,6 +97,10 @@ def test_the_dense_round_ends_at_the_first_epoch_whose_masks_agree(
     ticket = result(run, "ticket", 1)["clock"]
     assert (ticket["start"], ticket["end"]) == (EPOCH, EPOCHS * EPOCH)  # tickets are trained to the end
     assert result(run, "dense_from_k", 1)["hashes"] == result(whole, "dense_from_k", 1)["hashes"]
+    assert "Early-Bird ended the dense round at epoch 8 and saved 33% of its steps (n = 1)." in headline(tmp_path)
+    rows = summary(read_run(tmp_path)).set_index(["arm", "round"])
+    full = 100 * result(run, "dense_from_k", 1)["end"]["test"]["accuracy"]
+    assert rows.loc[("ticket", 0), "difference"] == pytest.approx(100 * dense["end"]["test"]["accuracy"] - full)
 
 
 def test_where_masks_never_agree_the_round_is_the_one_without(whole: Experiment, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from lth_scale.config import Reinit
 from lth_scale.errors import UserError
 from lth_scale.paths import RunPaths
 from lth_scale.report import page as page_module
-from lth_scale.report.compare import at_density
-from lth_scale.report.grids import Cell, equal
+from lth_scale.report.compare import at_density, methods
+from lth_scale.report.grids import Cell
 from lth_scale.report.latex import latex
 from lth_scale.report.ledger import chain
-from lth_scale.report.page import study
+from lth_scale.report.matrices import methods as methods_grid
+from lth_scale.report.study import Study
 from lth_scale.report.style import NARROW, pdf_bytes, svg_bytes
 from lth_scale.report.verdict import interval
 from lth_scale.report.words import describe_keys, percent, ranges
@@ -50,7 +51,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def section(root: Path) -> page_module.Section:
-    return page_module.section(study(report.read_run(root)))
+    return page_module.section(Study.whole(report.read_run(root)))
 
 
 def edit(root: Path, seed: int, arm: str, number: int, **changes: Any) -> None:
@@ -229,7 +230,7 @@ def test_only_the_attempt_that_counts_is_read(small: Path) -> None:
 
 def everything(root: Path, out: Path) -> dict[str, bytes]:
     """What docs commit of a run: figures, tables and the README's picture."""
-    one = study(report.read_run(root))
+    one = Study.whole(report.read_run(root))
     found = {f"{plot.slug}.svg": svg_bytes(plot.wide) for plot in page_module.plots(one)}
     found |= {f"{plot.slug}.pdf": pdf_bytes(plot.wide) for plot in page_module.plots(one)[:2]}
     found |= {path.name: path.read_bytes() for path in report.picture(root, out / "readme.png")}
@@ -289,7 +290,7 @@ def test_several_runs_are_compared_at_equal_density(small: Path, tmp_path: Path)
     other = synthetic.write_run(tmp_path / "digits", synthetic.config(rounds=2, seeds=range(2), arms=("ticket",)))
     page = report.write_report([other, small], tmp_path / "both")
     html = page.read_text()
-    assert "2 runs compared" in html and "At equal density" in html
+    assert "2 runs compared" in html and "Methods at equal density" in html
     assert (page.parent / "figures" / "comparison.svg").exists()
     assert (page.parent / "figures" / "digits_accuracy.svg").exists()
     assert set(pd.read_csv(page.parent / "results.csv")["run"]) == {"digits", "small"}
@@ -308,10 +309,11 @@ def test_interpolation_is_linear_in_log_density_and_marked(small: Path, tmp_path
     shutil.copytree(small, other)
     for seed in range(3):
         RunPaths(other).round(seed, "ticket", 2).result.unlink()
-    grid = equal([study(one) for one in report.read_runs([small, other])])
+    grid = methods_grid(methods([Study.whole(one) for one in report.read_runs([small, other])]))
     assert [label for label, _, _ in grid.groups] == ["small", "other"]
     marked = [cell for line in grid.rows for cell in line if cell.kind == "interpolated"]
-    assert marked == grid.rows[2][4:] and all(cell.text.startswith("≈ ") for cell in marked)
+    (line,) = [line for line in grid.rows if line[:2] == [Cell("64.00"), Cell("ticket")]]
+    assert marked == line[5:7] and all(cell.text.startswith("≈ ") for cell in marked)
 
 
 def test_runs_of_one_name_are_told_apart(small: Path, tmp_path: Path) -> None:

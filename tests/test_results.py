@@ -34,6 +34,7 @@ from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.masks import Mask
 from lth_scale.rewinding import Clock
+from lth_scale.tasks import Task
 from lth_scale.training.evaluation import Curves, Measure, evaluate, read_curves
 
 
@@ -53,7 +54,7 @@ def test_lenet_has_the_papers_densities(tmp_path: Path) -> None:
     mask = Mask.ones({p.name: p.shape for p in run.prunable})
     percent = {}
     for number in range(1, 16):
-        mask = lottery.next_mask(run, mask, state)
+        mask = lottery.next_mask(run, Task(number - 1, 0, "ticket"), mask, state)
         assert mask.kept == run.plan[number].kept
         percent[number] = round(100 * mask.density, 2)
     assert {number: percent[number] for number in (3, 7, 9, 15)} == {3: 51.28, 7: 21.07, 9: 13.52, 15: 3.58}

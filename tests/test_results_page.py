@@ -12,8 +12,10 @@ import pytest
 from synthetic import config, write_run
 
 from lth_scale import files
-from lth_scale.config import Prune
+from lth_scale.config import Data, Prune, Rewind, Run, Transfer
 from lth_scale.report import read_run, summary, tidy
+from lth_scale.report.overlaps import between
+from lth_scale.report.transfer import matrix
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
@@ -123,6 +125,79 @@ def test_hand_written_text_is_marked(tmp_path: Path) -> None:
     folder = archive.collect(note(write_run(tmp_path / "run", SMALL)), tmp_path / result_pages.DIGITS, "2-core")
     (folder / "notes.md").write_text("An opinion.\n")
     assert "**Interpretation (written by hand)**\n\nAn opinion." in result_pages.page(tmp_path)
+
+
+def blocks_of(run: Path) -> None:
+    """Two blocks' worth of names for the tensors that the synthetic network has."""
+    for path in run.glob("seed_*/ticket/round_*/result.json"):
+        told = files.read_json(path)
+        (first, second, *_) = told["tensors"].values()
+        parts = {"blocks.0.attn.qkv.weight": first, "blocks.1.attn.qkv.weight": second}
+        files.write_json(path, told | {"tensors": told["tensors"] | parts})
+
+
+@pytest.mark.slow
+def test_a_transformer_has_a_section_with_its_blocks(tmp_path: Path) -> None:
+    """Its runs are no pair of the late-rewinding section, which looks for a setting."""
+    for name, at in (("fashion_mnist_vit_k0", "0"), ("fashion_mnist_vit_k150", "150it")):
+        run = note(write_run(tmp_path / name, replace(SMALL, rewind=Rewind(at=at))))
+        blocks_of(run)
+        archive.collect(run, tmp_path / "results" / name, "2-core")
+    known = result_pages.archives(tmp_path / "results")
+    assert result_pages.pairs(known) == {} and len(known["fashion_mnist_vit_k0"].blocks) == 2
+    text = result_pages.page(tmp_path / "results")
+    assert text.count("## A vision transformer") == 1 and "### Rewound to 150it" in text
+    assert text.count("| block | attn.qkv |") == 2 and "The rewind point decides at no density" in text
+    drawn = result_pages.figures(tmp_path / "results")
+    assert "figures/fashion_mnist_vit.svg" in drawn and all(name in text for name in drawn)
+
+
+TRANSFER = ("ticket", "transfer", "transfer_reinit", "transfer_random", "transfer_dense")
+LABELS = {"digits": "digits.0784d74c", "mnist": "mnist.1a2b3c4d"}
+
+
+@pytest.mark.slow
+def test_carried_tickets_have_a_section_and_no_place(tmp_path: Path) -> None:
+    for target, source in (("digits", "mnist"), ("mnist", "digits")):
+        carried = Transfer(layers="body", sources=(f"{LABELS[source]}={tmp_path}/somewhere",), rounds=(1, 3))
+        settings = replace(SMALL, data=Data(name=target), transfer=carried, run=Run(seeds=(0, 1), arms=TRANSFER))
+        run = note(write_run(tmp_path / target, settings))
+        folder = archive.collect(run, tmp_path / "results" / f"transfer_{target}", "2-core")
+        pd.testing.assert_frame_equal(
+            matrix([archive.read(folder).run]), matrix([read_run(run, folder.name)]), check_dtype=False
+        )
+        assert "somewhere" not in "".join(path.read_text() for path in folder.iterdir())
+        assert (folder / "masks.csv").exists() and not archive.read(folder).run.missing()
+    (folder / "notes.md").write_text("An opinion.\n")
+    text, drawn = result_pages.page(tmp_path / "results"), result_pages.figures(tmp_path / "results")
+    assert "| mnist | digits | body | 80.00 | " in text and "| digits | mnist | body | 51.20 | " in text
+    assert list(drawn) == ["figures/transfer.svg"] and "](figures/transfer.svg)" in text
+    assert "An opinion." in text and "How alike the masks of `transfer_mnist` are" in text
+
+
+@pytest.mark.slow
+def test_methods_have_a_section(tmp_path: Path) -> None:
+    for name, criterion in (("methods_magnitude", "magnitude"), ("methods_snip", "snip")):
+        run = note(write_run(tmp_path / name, replace(SMALL, prune=replace(SMALL.prune, criterion=criterion))))
+        if criterion == "snip":
+            for path in run.glob("seed_*/ticket/round_02/result.json"):
+                path.unlink()
+        archive.collect(run, tmp_path / "results" / name, "2-core")
+    report = [tmp_path / "methods_magnitude", tmp_path / "methods_snip"]
+    make_results.collect(masks_csv(report, tmp_path / "masks.csv"), "methods_masks", tmp_path / "results", "2-core")
+    text, drawn = result_pages.page(tmp_path / "results"), result_pages.figures(tmp_path / "results")
+    assert "| weights left % | arm | criterion=magnitude | criterion=snip |" in text
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| 64.00 | ")]
+    assert [line[1] for line in lines] == ["ticket", "random", "reinit"]
+    assert lines[0][3].startswith("≈ ") and "≈" not in lines[0][2] + lines[1][3]
+    assert list(drawn) == ["figures/methods.svg"] and "](figures/methods.svg)" in text
+    assert "| methods_magnitude, methods_snip | all | 51.20 | 1.000 |" in text
+
+
+def masks_csv(runs: list[Path], path: Path) -> Path:
+    """As `lth report RUN RUN` writes it."""
+    path.write_text(between([read_run(run) for run in runs]).to_csv(index=False))
+    return path
 
 
 def test_claims_are_our_means_with_paired_intervals(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 results/NAME/config.yaml       the run's config, without the place of its data
 results/NAME/results.csv       every measurement of every round in long form, as `lth report` writes it
 results/NAME/curves.csv        validation curves, thinned to what a figure can show
+results/NAME/masks.csv         how alike its masks are, where they were still there
+results/NAME/blocks.csv        what each block of a vision transformer keeps
 results/NAME/provenance.json   config hash, checksum of the data, versions, machine in general words, seconds
 """
 
@@ -22,7 +24,9 @@ import torch
 from lth_scale import files, settings
 from lth_scale.errors import UserError
 from lth_scale.report import RunResults, curves, read_run, tidy
+from lth_scale.report.layers import blocks
 from lth_scale.report.ledger import COSTS
+from lth_scale.report.overlaps import within
 
 POINTS = 40  # of a curve that is kept
 CURVES = ["replicate", "arm", "round", "step", "loss", "accuracy"]
@@ -36,6 +40,8 @@ class Archive:
     folder: Path
     run: RunResults
     curves: pd.DataFrame
+    masks: pd.DataFrame
+    blocks: pd.DataFrame
     provenance: dict[str, Any]
 
 
@@ -44,10 +50,15 @@ def collect(run: Path, folder: Path, machine: str) -> Path:
     read = read_run(run, folder.name)
     if not read.results:
         raise UserError(f"{run} has no finished round yet; there is nothing to collect")
+    sources = tuple(f"{label}={label}" for label in read.config.transfer.places)
     config = replace(read.config, data=replace(read.config.data, dir=""))
+    config = replace(config, transfer=replace(config.transfer, sources=sources))
     files.write_text(folder / "config.yaml", settings.dump(config))
     files.write_text(folder / "results.csv", tidy([read]).to_csv(index=False, lineterminator="\n"))
     files.write_text(folder / "curves.csv", _thin(read).to_csv(index=False, lineterminator="\n", float_format="%.5g"))
+    for name, frame in (("masks", within(read).round(6)), ("blocks", blocks(read).round(6).reset_index())):
+        if len(frame):
+            files.write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     files.write_json(folder / "provenance.json", _provenance(read, machine))
     return folder
 
@@ -89,7 +100,12 @@ def read(folder: Path) -> Archive:
     results = tuple(_result(key, part) for key, part in rows.groupby(["replicate", "arm", "round"]))
     run = RunResults(folder, folder.name, settings.load(folder / "config.yaml"), results)
     drawn = pd.read_csv(folder / "curves.csv").assign(split="validation")
-    return Archive(folder, run, drawn, files.read_json(folder / "provenance.json"))
+    masks, shares = (_optional(folder / f"{name}.csv") for name in ("masks", "blocks"))
+    return Archive(folder, run, drawn, masks, shares, files.read_json(folder / "provenance.json"))
+
+
+def _optional(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
 
 
 def _result(key: Any, rows: pd.DataFrame) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     python tools/make_results.py build                 results/ -> docs/
     python tools/make_results.py collect RUN NAME and build may be joined: collect ... build
 
+Names that begin with methods_, transfer_ or fashion_mnist_vit share a section (tools/result_sections.py).
 What is collected may be unfinished: the page says what is missing. All sentences are made from the numbers, except the
 files results/NAME/notes.md, which are written by hand and marked so.
 """

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isclose, log
+from math import isclose, log, nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lth_scale.report.figures import Study
+from lth_scale import settings
+from lth_scale.report.reading import SAME, RunResults
+from lth_scale.report.study import Study
 from lth_scale.report.style import Size, density_axis, figure, run_look
 
-# Two runs' densities differ by a rounding of counts before they differ in what was asked for.
-SAME = 0.005
+LONGEST = 40  # letters of what differs, beyond which runs are told apart by their folders
+ARMS = ("ticket", "random", "reinit")  # a method, its mask permuted within layers, its mask with fresh weights
+MEASURED = [
+    "n", "test_accuracy", "test_accuracy_low", "test_accuracy_high",
+    "pairs", "difference", "difference_low", "difference_high", "verdict",
+]  # fmt: skip
+COLUMNS = ["density", "run", "method", "arm", "measured", *MEASURED]
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,49 @@ def at_density(rows: pd.DataFrame, density: float, column: str = "test_accuracy"
     return Reading(float(np.interp(log(density), np.log(known["density"]), known[column])), False)
 
 
-def equal_density(studies: Sequence[Study], column: str = "test_accuracy") -> list[tuple[float, list[Reading | None]]]:
-    """(density, one reading per run) for each density of the first run's ticket, densest first."""
-    tickets = [study.arm("ticket") for study in studies]
-    return [(float(d), [at_density(rows, float(d), column) for rows in tickets]) for d in tickets[0]["density"]]
+def methods(studies: Sequence[Study]) -> pd.DataFrame:
+    """Tidy: one row per (density of the first run's ticket, run, arm of ARMS), densest first; columns are COLUMNS.
+
+    Where ``measured`` is False, only the means are given, as :func:`at_density` interpolates them; a run whose
+    densities do not reach as far has no row. Accuracies and differences to dense are in percentage points, with their
+    95 % t-intervals.
+    """
+    named = method_names([study.run for study in studies])
+    rows = []
+    for density in studies[0].arm("ticket")["density"]:
+        for study, name in zip(studies, named, strict=True):
+            for arm in ARMS:
+                if row := _at(study.arm(arm), float(density)):
+                    rows.append({"density": density, "run": study.run.name, "method": name, "arm": arm, **row})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _at(rows: pd.DataFrame, density: float) -> dict[str, Any]:
+    reading, gap = at_density(rows, density), at_density(rows, density, "difference")
+    if reading is None:
+        return {}
+    if not reading.measured:
+        return {"measured": False, "test_accuracy": reading.value, "difference": gap.value if gap else nan}
+    at = rows.iloc[(np.log(rows["density"]) - log(density)).abs().argmin()]
+    return {"measured": True, **{name: at[name] for name in MEASURED}}
+
+
+def method_names(runs: Sequence[RunResults]) -> list[str]:
+    """What tells the configs of runs apart: ``criterion=snip``, ``oneshot``; the run's name where that is no help."""
+    fields = [settings.binding(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for one in fields for key in one if key != "prune.densities"))
+    differing = [key for key in keys if any(one.get(key) != fields[0].get(key) for one in fields)]
+    named = [", ".join(filter(None, (_said(key, one.get(key)) for key in differing))) for one in fields]
+    clear = len(set(named)) == len(named) and all(len(name) <= LONGEST for name in named)
+    return [(name if clear else "") or run.name for name, run in zip(named, runs, strict=True)]
+
+
+def _said(key: str, value: Any) -> str:
+    section, _, field = key.partition(".")
+    name = section if field in ("name", "at") else field
+    if isinstance(value, bool) or value == []:
+        return name * bool(value)
+    return f"{name}={value}"
 
 
 def comparison(studies: Sequence[Study], size: Size) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -15,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lth_scale.report.layers import Layer
-from lth_scale.report.reading import RunResults, family
+from lth_scale.report.reading import family
+from lth_scale.report.study import Study
 from lth_scale.report.style import FAINT, GRID, INK, PAPER, Size, density_axis, figure, look, percent_ticks
 from lth_scale.report.table import accuracies
 
@@ -25,37 +25,6 @@ LABELS = {
     "third_1": "after 1/3 of training",
     "third_2": "after 2/3 of training",
 }
-
-
-@dataclass(frozen=True)
-class Study:
-    """A run with everything that its figures and tables show.
-
-    Args:
-        run: its finished rounds.
-        rows: table.summary of it.
-        curves: reading.curves of it.
-        layers: theta_k and the sparsest ticket by layer; empty when they are not stored here.
-    """
-
-    run: RunResults
-    rows: pd.DataFrame
-    curves: pd.DataFrame
-    layers: tuple[Layer, ...] = ()
-
-    def arm(self, name: str) -> pd.DataFrame:
-        """An arm's rows, densest first."""
-        return self.rows[self.rows["arm"] == name].sort_values("density", ascending=False)
-
-    @property
-    def drawn(self) -> list[str]:
-        """The arms that are lines over density."""
-        return [arm for arm in self.run.arms if arm != "dense_from_k"]
-
-    @property
-    def densities(self) -> list[float]:
-        """All densities of the run."""
-        return [float(d) for d in self.rows["density"]]
 
 
 def sequential(low: float = 0.24, high: float = 0.87) -> Colormap:
@@ -68,7 +37,7 @@ def _column(moment: str, name: str) -> str:
 
 
 def _dense_band(axes: Axes, study: Study, moment: str) -> tuple[float, float] | None:
-    dense = list(accuracies(study.run, "ticket", 0, moment).values())
+    dense = list(accuracies(study.run, *study.run.dense, moment).values())
     if not dense:
         return None
     axes.axhspan(min(dense), max(dense), color=FAINT, alpha=0.16, linewidth=0)
@@ -179,7 +148,7 @@ def learning(study: Study, size: Size) -> Figure:
     shape = (1, len(arms)) if stacked else (len(arms), 1)
     height = size.height * (0.75 * len(arms) if stacked else 0.85)
     made, grid = figure(Size(size.width, height), columns=shape[0], rows=shape[1], sharex=True, sharey=True)
-    curves = study.curves[study.curves["split"] == "validation"]
+    curves = study.curves[(study.curves["split"] == "validation") & study.curves["arm"].map(family).isin(arms)]
     colors, norm = sequential(), LogNorm(min(study.densities, default=0.01) * 0.999, 1.0)
     for axes, arm in zip(grid.flat, arms, strict=True):
         _learning_panel(axes, curves[curves["arm"].map(family) == arm], study.arm(arm), colors, norm)

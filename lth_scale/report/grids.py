@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lth_scale.report.compare import Reading, equal_density
-from lth_scale.report.figures import LABELS, Study
+from lth_scale.report.figures import LABELS
 from lth_scale.report.ledger import COSTS
-from lth_scale.report.terminal import value
-
-NONE = "\N{EN DASH}"
+from lth_scale.report.numbers import NONE, duration, scaled, value, with_interval
+from lth_scale.report.study import Study
 
 
 class Cell(NamedTuple):
@@ -26,43 +24,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """One table: column groups (label, arm, names of columns), then rows whose first cells are round and density."""
+    """One table: column groups (label, arm, names of columns), then rows whose first cells are those of ``keys``."""
 
     title: str
     note: str
     groups: Sequence[tuple[str, str, Sequence[str]]]
     rows: list[list[Cell]] = field(default_factory=list)
     open: bool = False
-
-
-def signed(number: float) -> str:
-    """Two decimals and a sign, with a true minus."""
-    rounded = round(number, 2) + 0.0  # -0.0 + 0.0 is +0.0
-    return f"{rounded:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def with_interval(row: pd.Series, column: str) -> str:
-    """``+0.32 [+0.22, +0.41]``; without the interval for one replicate."""
-    mean, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
-    if mean != mean:
-        return NONE
-    return signed(mean) + (f" [{signed(low)}, {signed(high)}]" if low == low else "")
-
-
-def scaled(number: float, unit: str = "") -> str:
-    """``1.23 T``: three digits and a decimal prefix."""
-    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {prefix}{unit}"
-    return f"{number:.3g} {unit}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """``3 h 20 min``, ``4 min 10 s`` or ``2.5 s``."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    keys: Sequence[str] = ("round", "left %")
 
 
 CellsOf = Callable[[pd.Series | None, str], list[Cell]]
@@ -207,7 +176,7 @@ def ledger(study: Study, arm: str) -> Grid:
 
 def grids(study: Study) -> list[Grid]:
     """All tables of one run, the verdict first."""
-    costs = [ledger(study, arm) for arm in study.run.arms]
+    costs = [ledger(study, arm) for arm in study.run.local]
     several = [
         controls(study),
         *(verdicts(study, moment) for moment in study.run.moments[1:]),
@@ -215,28 +184,3 @@ def grids(study: Study) -> list[Grid]:
         stopping(study),
     ]
     return [verdicts(study, "end"), *(grid for grid in several if grid is not None), *costs]
-
-
-def equal(studies: Sequence[Study]) -> Grid:
-    """Several runs' tickets at the densities of the first; interpolated readings are marked."""
-
-    def cell(reading: Reading | None, text: Callable[[float], str]) -> Cell:
-        if reading is None:
-            return Cell(NONE, "none")
-        return Cell(text(reading.value)) if reading.measured else Cell(f"≈ {text(reading.value)}", "interpolated")
-
-    accuracy, gap = equal_density(studies), equal_density(studies, "difference")
-    rows = []
-    for number, ((density, values), (_, gaps)) in enumerate(zip(accuracy, gap, strict=True)):
-        line = [Cell(str(number)), Cell(f"{100 * density:.2f}")]
-        for one, other in zip(values, gaps, strict=True):
-            line += [cell(one, lambda v: f"{v:.2f}"), cell(other, signed)]
-        rows.append(line)
-    note = (
-        "Tickets' mean test accuracy at the end (%) and paired difference to dense (points), at the densities of the "
-        "first run. "
-        "≈ in italics is interpolated, linear in log density between a run's neighbouring rounds; "
-        f"{NONE} lies outside a run's densities."
-    )
-    groups = [(s.run.name, f"run-{i}", ("accuracy", "against dense")) for i, s in enumerate(studies)]
-    return Grid("At equal density", note, groups, rows, open=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -17,9 +20,12 @@ from lth_scale.masks import Mask
 from lth_scale.paths import RunPaths
 from lth_scale.report.reading import RunResults
 
+T = TypeVar("T")
 SHOWN = 9
 # Enough for a smooth histogram; a layer of a hundred million weights need not be sorted for one.
 SAMPLE = 2_000_000
+PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+BLOCK = rf"(?:^|\.)blocks\.(\d+)\.({'|'.join(map(re.escape, PARTS))})\.weight$"
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,8 @@ def _layer(name: str, weights: torch.Tensor, keep: torch.Tensor) -> Layer:
     return Layer(name, density, flat[kept].numpy(), flat[~kept].numpy())
 
 
-def spread(names: list[str], most: int = SHOWN) -> list[str]:
-    """All names, or ``most`` of them evenly from first to last."""
+def spread(names: list[T], most: int = SHOWN) -> list[T]:
+    """All of them, or ``most`` of them evenly from first to last."""
     if len(names) <= most:
         return names
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
@@ -81,3 +87,21 @@ def layers(run: RunResults) -> tuple[Layer, ...]:
             f"{found[1]} does not fit {found[0]}: the latter has no {absent[0]}; they are of different runs"
         )
     return tuple(_layer(name, weights[name], mask[name]) for name in spread(list(mask)))
+
+
+def blocks(run: RunResults) -> pd.DataFrame:
+    """What each block of a vision transformer keeps in the ticket's last round, mean of the replicates, in [0, 1].
+
+    Index: the block's number; columns: those of PARTS that are pruned. Empty for other networks.
+    """
+    number = max(run.rounds("ticket"), default=0)
+    found: dict[tuple[int, str], list[float]] = {}
+    for result in (r for r in run.results if r["arm"] == "ticket" and r["round"] == number):
+        for name, counts in result["tensors"].items():
+            if named := re.search(BLOCK, name):
+                found.setdefault((int(named[1]), named[2]), []).append(counts["kept"] / counts["numel"])
+    frame = pd.Series({key: sum(shares) / len(shares) for key, shares in found.items()}, dtype=float)
+    if frame.empty:
+        return pd.DataFrame()
+    wide = frame.unstack()
+    return wide[[part for part in PARTS if part in wide]].rename_axis("block")

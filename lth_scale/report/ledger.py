@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import nan
 
+from lth_scale.arms import label
 from lth_scale.report.reading import Key, Result, RunResults
 
 COSTS = ("steps", "samples", "flops_dense", "flops_sparse", "device_seconds", "bytes")
@@ -23,7 +24,12 @@ def cost(result: Result) -> dict[str, float]:
 
 
 def chain(seed: int, arm: str, number: int) -> list[Key]:
-    """The rounds behind a result: the ticket's 0..r; for a control its own and those that made its mask, 0..r-1."""
+    """The rounds behind a result: the ticket's 0..r; for a control its own and those that made its mask, 0..r-1.
+
+    Of a ticket that was carried over, only its own: those that made it are another run's.
+    """
+    if label(arm):
+        return [(seed, arm, number)]
     if arm == "ticket":
         return [(seed, "ticket", n) for n in range(number + 1)]
     return [(seed, "ticket", n) for n in range(number)] + [(seed, arm, number)]
@@ -40,6 +46,6 @@ def cumulative(run: RunResults, seed: int, arm: str, number: int) -> dict[str, f
 
 def against_dense(run: RunResults, seed: int, total: Mapping[str, float]) -> dict[str, float]:
     """The same as multiples of the replicate's own dense round; nan where that is missing or cost nothing."""
-    dense = run.by_key.get((seed, "ticket", 0))
+    dense = run.by_key.get((seed, *run.dense))
     unit = cost(dense) if dense else dict.fromkeys(COSTS, nan)
     return {name: total[name] / unit[name] if unit[name] else nan for name in COSTS}

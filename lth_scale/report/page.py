@@ -5,57 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lth_scale import files
-from lth_scale.report import figures, words
-from lth_scale.report.compare import comparison
-from lth_scale.report.figures import LABELS, Study
-from lth_scale.report.grids import Grid, equal, grids
+from lth_scale.report import figures, several, words
+from lth_scale.report.figures import LABELS
+from lth_scale.report.grids import Grid, grids
 from lth_scale.report.latex import latex
-from lth_scale.report.layers import layers
+from lth_scale.report.plot import Plot
 from lth_scale.report.reading import RunResults, curves, read_run, read_runs
-from lth_scale.report.style import NARROW, WIDE, Size, draw, inline, pdf_bytes, png_bytes, svg_bytes
-from lth_scale.report.table import summary, tidy
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure of the page.
-
-    Args:
-        slug: its file name.
-        title: above it.
-        caption: below it; says what the marks and bands are.
-        drawing: size -> figure.
-    """
-
-    slug: str
-    title: str
-    caption: str
-    drawing: Callable[[Size], Figure]
-
-    @cached_property
-    def wide(self) -> Figure:
-        """For a paper or a desktop."""
-        return draw(self.drawing, WIDE)
-
-    def inline(self, name: str) -> Markup:
-        """The wide and the narrow form as inline SVG; the page shows the one that fits."""
-        drawn = {"wide": self.wide, "narrow": draw(self.drawing, NARROW)}
-        parts = [(form, inline(svg_bytes(made, "none"), f"{name}-{form}")) for form, made in drawn.items()]
-        return Markup("".join(f'<div class="{form}">{svg}</div>' for form, svg in parts))
-
-
-def study(run: RunResults) -> Study:
-    """Read and summarise a run once for everything that is shown of it."""
-    return Study(run, summary(run), curves([run]), layers(run))
+from lth_scale.report.several import Compared
+from lth_scale.report.study import Study
+from lth_scale.report.style import Size, draw, pdf_bytes, png_bytes, svg_bytes
+from lth_scale.report.table import tidy
 
 
 def _plot(slug: str, title: str, caption: str, function: Callable[..., Figure], one: Study, *more: Any) -> Plot:
@@ -93,7 +60,7 @@ def plots(one: Study) -> list[Plot]:
             "Hollow triangles are lower bounds: some replicate's loss was still falling."
         )
         made.append(_plot("early_stop", "Early-stopping iteration", caption, figures.early_stop, one))
-    return [*made, *_detail_plots(one)]
+    return [*made, *several.transfer_plots([one]), *_detail_plots(one)]
 
 
 def _detail_plots(one: Study) -> list[Plot]:
@@ -140,12 +107,13 @@ def _facts(run: RunResults) -> list[tuple[str, str]]:
     recipe = (
         f"{config.train.optimizer}, lr {config.train.lr:g}, batch {config.train.batch_size}, {config.train.duration}"
     )
-    pruning = f"{config.prune.criterion}, {config.prune.scope}, {config.prune.rate:.0%} a round".replace("%", " %")
+    prune = config.prune
+    pace = {"rate": f"{prune.rate:.0%} a round".replace("%", " %")}.get(prune.schedule, f"schedule {prune.schedule}")
     return [
         ("data", config.data.name),
         ("model", config.model.name),
         ("training", recipe),
-        ("pruning", pruning),
+        ("pruning", f"{prune.criterion}, {prune.scope}, {prune.nm if prune.scope == 'n:m' else pace}"),
         ("rewind", f"to {config.rewind.at}, {config.rewind.recipe}"),
         ("replicates", words.ranges(run.seeds) or "none yet"),
     ]
@@ -169,38 +137,28 @@ def section(one: Study) -> Section:
         name=run.name,
         slug=slug(run.name),
         headline=words.headline_of(run, one.rows),
-        gains=words.gains(run, one.rows),
+        gains=[*words.gains(run, one.rows), *filter(None, [words.carried(run)])],
         facts=_facts(run),
         progress=progress,
         missing=words.describe_keys(waiting),
         started=words.describe_keys(started),
-        flags=_flags(one.rows),
+        flags=_flags(pd.concat([one.rows, one.foreign])),
         plots=plots(one),
-        grids=grids(one) if len(one.rows) else [],
+        grids=[*grids(one), *several.own_grids(one)] if len(one.rows) else [],
     )
 
 
-def _compared(studies: Sequence[Study]) -> tuple[Plot | None, Grid | None]:
-    known = [one for one in studies if len(one.arm("ticket"))]
-    if len(known) < 2:
-        return None, None
-    caption = "Mean paired difference to each run's own dense networks; bands are 95 % t-intervals."
-    plot = Plot("comparison", "Tickets of all runs", caption, lambda size: comparison(known, size))
-    return plot, equal(known)
-
-
-def _html(sections: Sequence[Section], compared: tuple[Plot | None, Grid | None]) -> str:
+def _html(sections: Sequence[Section], compared: Compared) -> str:
     loader = PackageLoader("lth_scale.report", ".")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    plot, grid = compared
-    return environment.get_template("page.html.j2").render(sections=sections, comparison=plot, equal=grid)
+    return environment.get_template("page.html.j2").render(sections=sections, compared=compared)
 
 
-def _write_figures(folder: Path, sections: Sequence[Section], compared: Plot | None) -> None:
+def _write_figures(folder: Path, sections: Sequence[Section], compared: Compared) -> None:
     named = [(f"{one.slug}_" * (len(sections) > 1) + plot.slug, plot) for one in sections for plot in one.plots]
-    for name, plot in [*named, *([("comparison", compared)] if compared else [])]:
+    for name, plot in [*named, *((plot.slug, plot) for plot in compared.plots)]:
         drawn = plot.wide
         files.write_bytes(folder / f"{name}.svg", svg_bytes(drawn))
         files.write_bytes(folder / f"{name}.pdf", pdf_bytes(drawn))
@@ -212,13 +170,15 @@ def write_report(runs: Sequence[Path | RunResults], out: Path) -> Path:
     Works on unfinished runs and says what is missing. Raises UserError when a folder is no run, or for a damaged file.
     """
     results = read_runs(runs)
-    studies = [study(run) for run in results]
+    studies = [Study.whole(run) for run in results]
     sections = [section(one) for one in studies]
-    compared = _compared(studies)
+    compared = several.compared(studies)
     files.write_text(out / "results.csv", tidy(results).to_csv(index=False, lineterminator="\n"))
     files.write_text(out / "curves.csv", curves(results).to_csv(index=False, lineterminator="\n"))
     files.write_text(out / "table.tex", latex(studies))
-    _write_figures(out / "figures", sections, compared[0])
+    for name, frame in several.tables(studies, compared).items():
+        files.write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    _write_figures(out / "figures", sections, compared)
     files.write_text(out / "report.html", _html(sections, compared))
     return out / "report.html"
 
@@ -226,7 +186,7 @@ def write_report(runs: Sequence[Path | RunResults], out: Path) -> Path:
 def picture(run: Path | RunResults, path: Path) -> list[Path]:
     """Accuracy against density as ``path`` with .png and with .svg; returns both."""
     results = read_run(run)
-    one = Study(results, summary(results), curves([]))
+    one = Study.of(results, curves([]))
     drawn = draw(figures.accuracy, one, Size(7.0, 4.0))
     png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
     files.write_bytes(png, png_bytes(drawn))

@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from lth_scale.arms import split_draw
+from lth_scale.arms import beside, label, split_draw
 from lth_scale.config import Config
 from lth_scale.errors import UserError
 from lth_scale.files import read_json
 from lth_scale.paths import RunPaths
+from lth_scale.pruning import Tensor
 from lth_scale.pruning import rounds as planned_rounds
 from lth_scale.settings import load
 from lth_scale.tasks import tasks
@@ -23,12 +24,17 @@ from lth_scale.tasks import tasks
 Result = Mapping[str, Any]
 Key = tuple[int, str, int]
 
+SAME = 0.005  # two runs' densities differ by a rounding of counts before they differ in what was asked for
+
 NEEDED = ("seed", "arm", "round", "attempt", "density", "tensors", "clock", "end", "flops", "seconds", "bytes")
 
 
 def family(arm: str) -> str:
-    """The arm that a folder belongs to: further draws ``reinit-1``, ``reinit-2`` are ``reinit``."""
-    return split_draw(arm)[0]
+    """The arm that a folder belongs to: further draws ``reinit-1``, ``reinit-2`` are ``reinit``.
+
+    Tickets of each source are an arm of their own, ``transfer.mnist.1a2b3c4d``.
+    """
+    return ".".join(filter(None, (split_draw(arm)[0], label(arm))))
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,26 @@ class RunResults:
         return {(r["seed"], r["arm"], r["round"]): r for r in self.results}
 
     @property
+    def dense(self) -> tuple[str, int]:
+        """(Arm, round) of the dense network that was trained to the end: Early-Bird ends round 0 before."""
+        return ("dense_from_k", 1) if self.config.prune.early_bird else ("ticket", 0)
+
+    @property
     def seeds(self) -> list[int]:
         """Replicates with at least one finished round."""
         return sorted({r["seed"] for r in self.results})
 
     @cached_property
     def arms(self) -> list[str]:
-        """Arms with at least one finished round, the ticket first, then as the config lists them."""
-        found = {family(r["arm"]) for r in self.results}
+        """Arms of ``run.arms`` with at least one finished round, the ticket first, then as the config lists them."""
+        found = {family(r["arm"]) for r in self.results} - set(beside)
         order = ["ticket", *self.config.run.arms]
         return [a for a in dict.fromkeys(order) if a in found] + sorted(found - set(order))
+
+    @property
+    def local(self) -> list[str]:
+        """The arms that train this run's own tickets: all but those with the label of a source."""
+        return [arm for arm in self.arms if not label(arm)]
 
     def rounds(self, arm: str) -> list[int]:
         """The rounds of an arm that at least one replicate has finished."""
@@ -84,17 +100,19 @@ class RunResults:
 
     @cached_property
     def last_round(self) -> int:
-        """R, the planned last round; from prune.to when that is given."""
-        if self.config.prune.to is None or not self.results:
-            return self.config.prune.rounds
-        tensors = [(name, t["numel"], t["kind"]) for name, t in self.results[0]["tensors"].items()]
-        return int(planned_rounds(self.config.prune, tensors))
+        """R, the planned last round; prune.rounds where prune.to decides and nothing is known of the tensors yet."""
+        prune = self.config.prune
+        if prune.schedule == "rate" and prune.to is not None and not self.results:
+            return prune.rounds
+        tensors = self.results[0]["tensors"] if self.results else {}
+        return planned_rounds(prune, [Tensor(name, (t["numel"],), t["kind"]) for name, t in tensors.items()])
 
     @cached_property
     def planned(self) -> list[Key]:
         """Every (seed, arm folder, round) that the config asks for."""
-        every = tasks(self.config.run, self.config.reinit, self.last_round)
-        return [(task.seed, task.arm, task.round) for task in every]
+        every = tasks(self.config, self.last_round)
+        paths = RunPaths(self.root)
+        return [(task.seed, task.arm, task.round) for task in every if task.trains and not task.stopped(paths)]
 
     def missing(self) -> list[Key]:
         """Planned rounds without a result."""
@@ -102,7 +120,9 @@ class RunResults:
 
     def started(self) -> list[Key]:
         """Rounds that somebody began and that have no result yet: running now, or interrupted."""
-        folders = [p for p in sorted(self.root.glob("seed_*/*/round_*")) if not (p / "result.json").exists()]
+        markers = ("result.json", "line.json", "stopped.json")
+        every = sorted(self.root.glob("seed_*/*/round_*"))
+        folders = [path for path in every if not any((path / marker).exists() for marker in markers)]
         begun = [p for p in folders if (p / "attempts").is_dir() or (p / "claims").is_dir()]
         return [(int(p.parts[-3][5:]), p.parts[-2], int(p.name[6:])) for p in begun]
 

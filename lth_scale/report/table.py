@@ -82,19 +82,20 @@ def paired(first: dict[int, float], second: dict[int, float]) -> Interval:
     return interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
 
-def _bounds(name: str, value: Interval) -> dict[str, float]:
+def bounds(name: str, value: Interval) -> dict[str, float]:
+    """``NAME``, ``NAME_low`` and ``NAME_high``."""
     return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def _at_moment(run: RunResults, arm: str, number: int, moment: str) -> dict[str, Any]:
     mine = accuracies(run, arm, number, moment)
-    dense = accuracies(run, "ticket", 0, moment)
+    dense = accuracies(run, *run.dense, moment)
     difference = paired(mine, dense)
-    row: dict[str, Any] = {"n": len(mine), **_bounds("test_accuracy", interval(list(mine.values())))}
+    row: dict[str, Any] = {"n": len(mine), **bounds("test_accuracy", interval(list(mine.values())))}
     row |= {"test_accuracy_min": min(mine.values(), default=nan), "test_accuracy_max": max(mine.values(), default=nan)}
-    if (arm, number) == ("ticket", 0):
+    if (arm, number) == run.dense:
         return row
-    row |= {"pairs": difference.n, **_bounds("difference", difference)}
+    row |= {"pairs": difference.n, **bounds("difference", difference)}
     row["verdict"] = matching(difference, run.config.report.tolerance)
     row["mean_drop_under_0.2"] = mean_drop_under_02(difference)
     row["within_one_sd_of_dense"] = within_one_sd(difference, list(dense.values()))
@@ -105,7 +106,7 @@ def _against_ticket(run: RunResults, mine: dict[int, float], arm: str, number: i
     if arm in ("ticket", "dense_from_k"):
         return {}
     gain = paired(accuracies(run, "ticket", number, moment), mine)
-    return {"ticket_pairs": gain.n, **_bounds("ticket_minus", gain), "ticket_verdict": comparison(gain)}
+    return {"ticket_pairs": gain.n, **bounds("ticket_minus", gain), "ticket_verdict": comparison(gain)}
 
 
 def _early_stop(results: Sequence[Result]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pandas as pd
 from lth_scale.ranges import spans
 from lth_scale.report.reading import Key, RunResults, read_run
 from lth_scale.report.table import summary
+from lth_scale.report.transfer import matrix, sentence
 
 ARM_NAMES = {
     "ticket": "tickets",
@@ -18,6 +19,7 @@ ARM_NAMES = {
     "random_reinit": "random masks with new weights",
     "sign": "signs alone",
     "dense_from_k": "dense networks trained again from k",
+    "own": "own tickets treated as carried ones",
 }
 
 
@@ -77,7 +79,7 @@ def _control_clause(mine: pd.DataFrame) -> tuple[str, str]:
 
 def _controls(run: RunResults, rows: pd.DataFrame) -> str:
     clauses, said = [], ""
-    for arm in run.arms:
+    for arm in run.local:
         mine = rows_of(rows, arm)
         if arm in ("ticket", "dense_from_k") or not (mine["pairs"] >= 2).any():
             continue
@@ -99,7 +101,7 @@ def _no_verdict(rows: pd.DataFrame) -> str:
 
 
 def headline_of(run: RunResults, rows: pd.DataFrame) -> str:
-    """The run's result in one sentence, from the verdicts at the end of training."""
+    """What the run's own tickets come to in one sentence, from the verdicts at the end of training."""
     tickets = rows_of(rows, "ticket")
     if rows.empty:
         return "No round is finished yet."
@@ -116,9 +118,25 @@ def headline_of(run: RunResults, rows: pd.DataFrame) -> str:
 
 
 def headline(run: Path | RunResults) -> str:
-    """The result of a run folder in one sentence made from its verdicts."""
+    """The result of a run folder in one sentence made from its verdicts, and in one more on tickets carried over."""
     results = read_run(run)
-    return headline_of(results, summary(results))
+    return " ".join(filter(None, [headline_of(results, summary(results)), early_bird(results), carried(results)]))
+
+
+def early_bird(run: RunResults) -> str:
+    """Where Early-Bird ended the dense rounds, and what that saved; empty without it."""
+    rounds = [(r["early_bird"], r["clock"]["steps_per_epoch"]) for r in run.results if r.get("early_bird")]
+    if not rounds:
+        return ""
+    epochs = [f"{end['step'] / per_epoch:g}" for end, per_epoch in rounds]
+    saved = 1 - sum(end["step"] for end, _ in rounds) / sum(end["planned"] for end, _ in rounds)
+    which = f"epoch {epochs[0]}" if len(set(epochs)) == 1 else f"epochs {', '.join(epochs)}"
+    return f"Early-Bird ended the dense round at {which} and saved {saved:.0%} of its steps (n = {len(epochs)})."
+
+
+def carried(run: RunResults) -> str:
+    """How many tickets of other runs match here, and how they compare with their controls; empty without any."""
+    return sentence(matrix([run]), run.config.report.tolerance)
 
 
 def gains(run: RunResults, rows: pd.DataFrame) -> list[str]:
@@ -127,6 +145,7 @@ def gains(run: RunResults, rows: pd.DataFrame) -> list[str]:
     if best is None:
         return []
     same = rows[(rows["round"] == best["round"]) & rows["ticket_verdict"].isin(["better", "worse", "undecided"])]
+    same = same[same["arm"].isin(run.local)]
     return [_gain(row) for _, row in same.iterrows()]
 
 

@@ -1,0 +1,152 @@
+"""Sections of docs/results.md over several experiments: vision transformers, carried tickets, methods.
+
+Experiments belong to a section by how their folders under results/ begin; a section without any is left out. What
+`lth report RUN RUN ... --out DIR` writes to DIR/masks.csv may be collected as results/transfer_masks.csv or
+results/methods_masks.csv: how alike the masks of those runs are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from archive import Archive
+from result_parts import body, ending, late_sentence, masks_table, setting, study, summarised, svg
+from tables import markdown
+
+from lth_scale.report import transfer as carried
+from lth_scale.report.compare import comparison
+from lth_scale.report.compare import methods as at_equal_density
+from lth_scale.report.heatmap import heatmap
+from lth_scale.report.numbers import MARKS, value
+from lth_scale.report.study import Study
+from lth_scale.report.style import Size
+
+VIT, TRANSFER, METHODS = "fashion_mnist_vit", "transfer_", "methods_"
+
+VIT_TITLE = """\
+## A vision transformer
+Tickets of a small vision transformer on Fashion-MNIST, rewound to the initialisation and to a later k.
+"""
+
+TRANSFER_TITLE = """\
+## Transfer between data sets
+Tickets found on one data set, trained on another (Morcos et al. 2019). `layers` names what is pruned and carried:
+`body` is all but the output layer, `hidden` leaves the input layer behind too; what stays behind is fresh and whole
+everywhere. Verdicts are against the target's own fresh dense networks.
+"""
+
+METHODS_TITLE = """\
+## Methods at equal density
+`random` is the method's mask permuted within each layer, `reinit` its mask with fresh weights. ≈ is interpolated,
+linear in log density between the run's neighbouring rounds, and has no verdict.
+"""
+
+
+def of(known: Mapping[str, Archive], prefix: str) -> list[Archive]:
+    """Those of a section, by name."""
+    return [one for name, one in sorted(known.items()) if name.startswith(prefix)]
+
+
+def section_figures(studies: Mapping[str, Study]) -> dict[str, bytes]:
+    """Path under docs/ -> SVG of the figures over several experiments."""
+    found = {p: [one for name, one in sorted(studies.items()) if name.startswith(p)] for p in (VIT, METHODS)}
+    made = {
+        f"figures/{prefix.strip('_')}.svg": svg(comparison, ones, Size(7.0, 3.7))
+        for prefix, ones in found.items()
+        if len(ones) > 1
+    }
+    frame = carried.matrix([one.run for name, one in sorted(studies.items()) if name.startswith(TRANSFER)])
+    if frame["difference"].notna().any():
+        tolerance = max(one.run.config.report.tolerance for name, one in studies.items() if name.startswith(TRANSFER))
+        made["figures/transfer.svg"] = svg(heatmap, frame, tolerance, Size(7.0, 3.7))
+    return made
+
+
+def vit(known: Mapping[str, Archive]) -> Iterator[str]:
+    """Both rewind points, and what blocks keep."""
+    found = of(known, VIT)
+    if not found:
+        return
+    yield f"{VIT_TITLE}\n{setting(found[0])}\n"
+    if len(found) > 1:
+        yield f"{late_sentence(found[0], found[-1])}\n\n![Tickets of the rewind points](figures/{VIT}.svg)\n"
+    for one in found:
+        yield f"### Rewound to {one.run.config.rewind.at}\n"
+        yield from summarised(one)
+        if len(one.blocks):
+            yield "**Weights left in each block at the last round (%)**\n\n" + _blocks(one.blocks)
+        yield from body(one)
+
+
+def _blocks(frame: pd.DataFrame) -> str:
+    shares = frame.set_index("block")
+    lines = [
+        [str(block), *(f"{100 * share:.2f}" for share in row)]
+        for block, row in zip(shares.index, shares.to_numpy(), strict=True)
+    ]
+    return markdown(["block", *map(str, shares)], lines)
+
+
+def transfer(known: Mapping[str, Archive], results: Path) -> Iterator[str]:
+    """The matrix of all runs, as picture and table."""
+    found = of(known, TRANSFER)
+    frame = carried.matrix([one.run for one in found])
+    if not found:
+        return
+    yield TRANSFER_TITLE
+    if frame["difference"].notna().any():
+        yield "![Tickets carried from one data set to another](figures/transfer.svg)\n"
+    columns = ["from", "to", "layers", "weights left %", *carried.ROLES.values()]
+    yield markdown(columns, [_carried(cell) for cell in carried.cells(frame)])
+    yield from _each(found, results / f"{TRANSFER}masks.csv")
+
+
+def _carried(cell: carried.Cell) -> list[str]:
+    shown = [_read(cell.rows.get(role)) for role in carried.ROLES]
+    return [cell.source, cell.target, cell.layers, f"{100 * cell.density:.2f}", *shown]
+
+
+def _read(row: pd.Series | None) -> str:
+    if row is None:
+        return ""
+    return f"{value(row)} {MARKS.get(row['verdict'], ('', ''))[0]}".strip()
+
+
+def methods(known: Mapping[str, Archive], results: Path) -> Iterator[str]:
+    """All runs at the densities of the first."""
+    found = of(known, METHODS)
+    if not found:
+        return
+    yield METHODS_TITLE
+    if len(found) > 1:
+        yield "![Tickets of all methods](figures/methods.svg)\n"
+    yield _methods_table([study(one) for one in found])
+    yield from _each(found, results / f"{METHODS}masks.csv")
+
+
+def _methods_table(studies: Sequence[Study]) -> str:
+    frame = at_equal_density(studies)
+    named = dict(zip(frame["run"], frame["method"], strict=True))
+    rows = {(row["density"], row["arm"], row["run"]): row for _, row in frame.iterrows()}
+    lines = [
+        [f"{100 * density:.2f}", arm, *(_reading(rows.get((density, arm, run))) for run in named)]
+        for density, arm in dict.fromkeys(zip(frame["density"], frame["arm"], strict=True))
+    ]
+    return markdown(["weights left %", "arm", *named.values()], lines)
+
+
+def _reading(row: pd.Series | None) -> str:
+    return f"≈ {row['test_accuracy']:.2f}" if row is not None and not row["measured"] else _read(row)
+
+
+def _each(found: Sequence[Archive], masks: Path) -> Iterator[str]:
+    """How alike masks of different runs are, then each run in words."""
+    if masks.is_file():
+        frame = pd.read_csv(masks)
+        yield "**How alike the masks of different runs are**\n\n" + masks_table(frame[frame["kind"] == "runs"])
+    for one in found:
+        yield f"### `{one.run.name}`\n"
+        yield from summarised(one)
+        yield from ending(one)
