@@ -20,6 +20,8 @@ from lth_scale.masks import Mask
 from lth_scale.models import build, channels, macs, models, prunable, skeleton, vgg
 from lth_scale.models.channels import Axis, Group
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (3, 16, 16)
 CLASSES = 7
 

@@ -22,6 +22,8 @@ from lth_scale.masks import Mask
 from lth_scale.report import headline, read_run, summary
 from lth_scale.training.early_bird import WINDOW
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 12
 LONG = {
     **BASE["train"],

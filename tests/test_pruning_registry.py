@@ -39,7 +39,7 @@ SCHEDULES = {
 CASES = [
     pytest.param(Prune(criterion=criterion, scope=scope, rates=Rates(fc=rate), **SCHEDULES[schedule]), id=name)
     for criterion, scope, schedule, rate in itertools.product(criteria, scopes, SCHEDULES, (None, 0.0))
-    if not scopes[scope].pattern
+    if not (scopes[scope].pattern or scopes[scope].channels)
     for name in [f"{criterion}-{scope}-{schedule}{'-fc whole' if rate == 0 else ''}"]
 ] + [pytest.param(Prune(criterion=criterion, scope="n:m", rounds=1), id=f"{criterion}-n:m") for criterion in criteria]
 Kept = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ import pandas as pd
 from archive import Archive, read
 from paper_claims import claims_table
 from result_parts import body, functions, late_sentence, setting, study, summarised, svg
-from result_sections import METHODS, TRANSFER, VIT, methods, section_figures, transfer, vit
+from result_sections import METHODS, TRANSFER, VIT, channels, methods, section_figures, transfer, vit
 from tables import markdown
 
 from lth_scale.report import figures as drawing
@@ -70,7 +70,7 @@ def pairs(known: dict[str, Archive]) -> dict[str, list[Archive]]:
 def page(results: Path) -> str:
     """The whole text."""
     known = archives(results)
-    more = [*vit(known), *transfer(known, results), *methods(known, results)]
+    more = [*vit(known), *transfer(known, results), *methods(known, results), *channels(known)]
     parts = [INTRODUCTION, *_mnist(known), *_late(known, results), *more, *_digits(known)]
     return "\n".join(parts) + "\n"
 

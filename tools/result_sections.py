@@ -1,4 +1,4 @@
-"""Sections of docs/results.md over several experiments: vision transformers, carried tickets, methods.
+"""Sections of docs/results.md over several experiments: vision transformers, carried tickets, methods, channels.
 
 Experiments belong to a section by how their folders under results/ begin; a section without any is left out. What
 `lth report RUN RUN ... --out DIR` writes to DIR/masks.csv may be collected as results/transfer_masks.csv or
@@ -23,7 +23,7 @@ from lth_scale.report.numbers import MARKS, value
 from lth_scale.report.study import Study
 from lth_scale.report.style import Size
 
-VIT, TRANSFER, METHODS = "fashion_mnist_vit", "transfer_", "methods_"
+VIT, TRANSFER, METHODS, CHANNELS = "fashion_mnist_vit", "transfer_", "methods_", "channel_"
 
 VIT_TITLE = """\
 ## A vision transformer
@@ -41,6 +41,13 @@ METHODS_TITLE = """\
 ## Methods at equal density
 `random` is the method's mask permuted within each layer, `reinit` its mask with fresh weights. ≈ is interpolated,
 linear in log density between the run's neighbouring rounds, and has no verdict.
+"""
+
+
+CHANNELS_TITLE = """\
+## Channel tickets
+Whole channels removed, round after round. `small` is the small network that the ticket is, trained from scratch for as
+many epochs; `small_flops` for as many FLOPs as the dense network; `random` as many other channels.
 """
 
 
@@ -124,6 +131,16 @@ def methods(known: Mapping[str, Archive], results: Path) -> Iterator[str]:
         yield "![Tickets of all methods](figures/methods.svg)\n"
     yield _methods_table([study(one) for one in found])
     yield from _each(found, results / f"{METHODS}masks.csv")
+
+
+def channels(known: Mapping[str, Archive]) -> Iterator[str]:
+    """Each run of channel tickets by itself."""
+    for number, one in enumerate(of(known, CHANNELS)):
+        if not number:
+            yield CHANNELS_TITLE
+        yield f"### `{one.run.name}`\n"
+        yield from summarised(one)
+        yield from body(one)
 
 
 def _methods_table(studies: Sequence[Study]) -> str:

@@ -46,6 +46,12 @@ def at_density(rows: pd.DataFrame, density: float, column: str = "test_accuracy"
     return Reading(float(np.interp(log(density), np.log(known["density"]), known[column])), False)
 
 
+def comparable(studies: Sequence[Study]) -> bool:
+    """Whether several runs see the same images, so that their accuracies stand side by side."""
+    seen = {(data.name, data.classes, data.shape) for data in (study.run.config.data for study in studies)}
+    return len(studies) > 1 and len(seen) == 1
+
+
 def methods(studies: Sequence[Study]) -> pd.DataFrame:
     """Tidy: one row per (density of the first run's ticket, run, arm of ARMS), densest first; columns are COLUMNS.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from lth_scale.report import connectivity, matrices, overlaps
-from lth_scale.report.compare import comparison, methods
+from lth_scale.report.compare import comparable, comparison, methods
 from lth_scale.report.grids import Grid
 from lth_scale.report.heatmap import heatmap
 from lth_scale.report.layers import blocks
@@ -42,8 +42,9 @@ def compared(studies: Sequence[Study]) -> Compared:
         return Compared(plots=stability)
     caption = "Mean paired difference to each run's own dense networks; bands are 95 % t-intervals."
     plots = [Plot("comparison", "Tickets of all runs", caption, lambda size: comparison(known, size)), *stability]
-    table, alike = methods(known), overlaps.between([one.run for one in known])
-    grids = [matrices.methods(table)]
+    table = methods(known) if comparable(known) else pd.DataFrame()
+    alike = overlaps.between([one.run for one in known])
+    grids = [matrices.methods(table)] if comparable(known) else []
     if sum(bool(labels(one.run)) for one in known) > 1:
         plots += transfer_plots(known)
         grids += filter(None, [matrices.transferred(matrix([one.run for one in known]))])

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lth_scale.report import transfer
-from lth_scale.report.compare import methods
+from lth_scale.report.compare import comparable, methods
 from lth_scale.report.connectivity import connectivity_table
 from lth_scale.report.numbers import LEGEND, MARKS, value
 from lth_scale.report.reading import RunResults, read_run, read_runs
@@ -88,10 +88,10 @@ def terminal(runs: Sequence[Path]) -> Iterator[RenderableType]:
 
 
 def terminal_methods(runs: Sequence[Path | RunResults]) -> Group:
-    """Several runs' tickets and their ablations at equal density; empty for fewer than two runs with tickets."""
+    """Tickets of several runs on one data set, and their ablations, at equal density; else empty."""
     studies = [Study.of(run, pd.DataFrame()) for run in read_runs(runs)]
     known = [one for one in studies if len(one.arm("ticket"))]
-    if len(known) < 2:
+    if not comparable(known):
         return Group()
     frame = methods(known)
     named = dict(zip(frame["run"], frame["method"], strict=True))
