@@ -194,6 +194,7 @@ def _conclude(experiment: Experiment) -> None:
         return
     _show([root])
     print(f"report: {write_report([root], root)}")
+    tracking.tell(experiment)
     if why := tracking.mode(experiment.config.tracking).why:
         print(why)
     following(f"lth status {root}")

@@ -82,12 +82,28 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
         word = words.pop(0)
         key, equals, value = word.partition("=")
         if not key.startswith("--"):
-            pairs.append(("--config", word))
-        elif equals or words:
-            pairs.append((key, value if equals else words.pop(0)))
-        else:
-            raise UserError(f"{key} has no value; write {key}=VALUE")
+            pairs += _mapping("", word) if word.startswith("{") else [("--config", word)]
+            continue
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else _switched_on(key)
+        pairs += _mapping(f"{key[2:]}.", value) if value.startswith("{") else [(key, value)]
     return pairs
+
+
+def _switched_on(key: str) -> str:
+    if isinstance(fields_of(Config()).get(key[2:]), bool):
+        return "true"
+    raise UserError(f"{key} has no value; write {key}=VALUE")
+
+
+def _mapping(prefix: str, text: str) -> list[tuple[str, str]]:
+    """A section's fields in one word, as W&B's agents write nested keys: Python's spelling, or JSON."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{prefix.rstrip('.') or 'fields'}={text!r} cannot be read as a mapping") from None
+    spelt = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in _items(tree, prefix))
+    return [(f"--{key}", value) for key, value in spelt]
 
 
 def _yaml(value: str) -> str:
@@ -110,12 +126,16 @@ def _check_keys(keys: Sequence[str]) -> None:
             raise UserError(f"{key} is not a config field{hint}; choose from: {', '.join(section)}")
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+def _leaves(tree: Any) -> Iterator[str]:
+    return (key for key, _ in _items(tree))
+
+
+def _items(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _items(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def _one_line(text: str) -> str:
@@ -204,17 +224,7 @@ def dump(config: Config) -> str:
 
 def fields_of(config: Config) -> dict[str, Any]:
     """``section.key`` -> value, all fields."""
-    flat: dict[str, Any] = {}
-
-    def walk(tree: dict[str, Any], prefix: str) -> None:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    walk(as_dict(config), "")
-    return flat
+    return dict(_items(as_dict(config)))
 
 
 def binding(config: Config) -> dict[str, Any]:

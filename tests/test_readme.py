@@ -43,6 +43,8 @@ def shortened(command: str) -> list[str]:
     words = shlex.split(command)
     if words[:2] == ["lth", "transfer"]:
         return [*words[:3], *SHORT, *words[3:]]
+    if words[:2] == ["lth", "sweep"]:
+        return [*words, *SHORT]
     if words[:2] != ["lth", "run"] or "--plan" in words or "--print_config" in words:
         return words
     words = ["seed=0" if word.startswith("seed=") else word for word in words]

@@ -241,7 +241,7 @@ def test_scripts_are_clean() -> None:
         pytest.skip("shellcheck is not installed")
     local = ROOT / "slurm" / "local-cluster"
     scripts = [*(ROOT / "slurm").glob("*.s*"), local / "cluster", local / "demo"]
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     subprocess.run(["shellcheck", *scripts], check=True)
 
 

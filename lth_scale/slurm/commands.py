@@ -18,6 +18,7 @@ from lth_scale.slurm import queue, state, tables
 from lth_scale.slurm.submit import Order, Sent, show
 from lth_scale.slurm.submit import submit as send
 from lth_scale.status import open_experiment, overview
+from lth_scale.sweeps import as_runs as sweeps
 from lth_scale.tasks import select
 from lth_scale.transfer.commands import as_runs as transfers
 from lth_scale.words import console, following, parser, strays
@@ -26,9 +27,11 @@ EVERY = 5.0  # seconds between two looks of --watch
 
 
 def submit(words: list[str]) -> int:
-    """``lth submit [run | connectivity | transfer] WORDS... --cluster=X``: what that command would do, as jobs."""
+    """``lth submit [run | connectivity | transfer | sweep] WORDS... --cluster=X``: what that would do, as jobs."""
     if words[:1] == ["transfer"]:
         return max(map(submit, transfers(words[1:])))
+    if words[:1] == ["sweep"]:
+        return max(map(submit, sweeps(words[1:], _submit_flags)))
     if words[:1] == ["connectivity"]:
         return max(map(submit, as_runs(words[1:], _submit_flags)[1].values()))
     flags, rest = _submit_flags(words[1:] if words[:1] == ["run"] else words)

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lth_scale import files
+from lth_scale.arms import split_draw
 from lth_scale.config import Tracking
 from lth_scale.paths import RunPaths
 from lth_scale.tasks import Task
@@ -69,7 +70,7 @@ class Identity:
         id: the run's, unique in its project.
         group: the experiment's.
         name: for people.
-        job_type: dense, or the arm.
+        job_type: dense, or the arm, whatever its draw or source.
     """
 
     id: str
@@ -82,7 +83,7 @@ class Identity:
         """Made from the run folder's own id, which is drawn once, and the round's place in it."""
         experiment = _experiment(paths)
         place = f"s{task.seed}-{task.arm}-r{task.round:02d}"
-        kind = "dense" if task.dense else task.arm
+        kind = "dense" if task.dense else split_draw(task.arm)[0]
         return Identity(f"{experiment.rpartition('-')[2]}-{place}", experiment, f"{place} {kind}", kind)
 
 

@@ -17,7 +17,7 @@ from lth_scale import files, settings
 from lth_scale.experiment import Experiment
 from lth_scale.paths import RoundPaths
 from lth_scale.tasks import Task
-from lth_scale.tracking import segments, uploading
+from lth_scale.tracking import segments, sweeping, uploading
 from lth_scale.tracking.identity import PROJECT, Identity, mode
 
 if TYPE_CHECKING:
@@ -64,9 +64,11 @@ class _Run(Tracked):
         self._run: Any = None
         self._logged, self._last = -1, dict[int, dict[str, float]]()
         paths = task.paths(experiment.paths)
-        self._safely(lambda: self._begin(experiment, task, paths, paths.attempt(attempt)))
+        with sweeping.apart():
+            self._safely(lambda: self._begin(experiment, task, paths, paths.attempt(attempt)))
         if upload:
-            self._safely(lambda: uploading.follow(paths.attempt(attempt)))
+            with sweeping.apart():  # from the process that the client has just started as well
+                self._safely(lambda: uploading.follow(paths.attempt(attempt)))
 
     def _safely(self, action: Callable[[], object]) -> None:
         """What goes wrong with W&B is said once, and ends the tracking of this round; files have everything."""
