@@ -28,13 +28,14 @@ def check(groups: Sequence[Group], prunable: Sequence[Prunable], prune: Prune, l
             f"prune.criterion={prune.criterion!r} is not valid with {scope}: its scores have an order, but no mean; "
             f"choose from: {usable}"
         )
-    least = channels.fewest(groups, prunable, _floor(prune))
+    floor = _floor(prune)
+    least = channels.fewest(groups, prunable, floor)
     if not groups or least > last.kept:
         total = sum(tensor.numel for tensor in prunable)
         raise UserError(
-            f"{scope} cannot leave {last.kept:,} of {total:,} weights, those of round {last.round}: with"
-            f" {_floor(prune)} in each of the model's {len(groups)} groups of channels {least:,} are left, which is a density of"
-            f" {least / total:.4g}; choose fewer prune.rounds or a larger prune.to"
+            f"{scope} cannot leave {last.kept:,} of {total:,} weights, those of round {last.round}: with {floor} in "
+            f"each of the model's {len(groups)} groups of channels {least:,} are left (density {least / total:.4g}); "
+            "choose fewer prune.rounds or a larger prune.to"
         )
 
 

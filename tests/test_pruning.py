@@ -32,9 +32,8 @@ from lth_scale.pruning import (
 )
 
 KINDS = ("conv", "fc", "output")
-POOLED = [
-    name for name in scopes if not (scopes[name].pattern or scopes[name].channels)
-]  # the others have their own tests
+# The others have their own tests.
+POOLED = [name for name in scopes if not (scopes[name].pattern or scopes[name].channels)]
 LENET = [Tensor("fc1", (300, 784), "fc"), Tensor("fc2", (100, 300), "fc"), Tensor("fc3", (10, 100), "output")]
 
 
