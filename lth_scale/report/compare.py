@@ -112,6 +112,9 @@ def comparison(studies: Sequence[Study], size: Size) -> Figure:
             axes.vlines(rows["density"], rows["difference_low"], rows["difference_high"], color=color, linewidth=1.3)
     axes.axhline(0, color="#5f6570", linewidth=1.0)
     density_axis(axes, [d for study in studies for d in study.densities])
+    worst = sorted(float(study.arm("ticket")["difference"].min()) for study in studies)
+    if len(worst) > 2 and worst[0] < 2 * worst[1] < 0:  # one that falls to chance would flatten all others
+        axes.set_ylim(bottom=2 * worst[1])
     axes.set_ylabel("ticket minus its dense network (points)")
     axes.legend(loc="lower left")
     return made
