@@ -60,6 +60,25 @@ def test_ranks_meet_in_the_run_folder(size: int, tmp_path: Path) -> None:
     assert checkpoint.load_manifest(last)["world_size"] == size
 
 
+def test_nothing_of_a_rank_follows_its_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank may see the note, and give the folder its name, before the call that wrote it has returned."""
+    own, shared, there = tmp_path / "own", tmp_path / "shared", tmp_path / "there"
+    own.mkdir()
+    shared.mkdir()
+    _, sha256 = files.stream_bytes(own / "rank", [b"weights"])
+    replace = os.replace
+
+    def replaced(old: Path, new: Path) -> None:
+        replace(old, new)
+        if new.suffix == ".note":
+            new.unlink()
+            replace(shared, there)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    staging._delivered(own, shared, {"name": "rank", "sha256": sha256})
+    assert [path.name for path in there.iterdir()] == ["rank"]
+
+
 @pytest.mark.distributed
 def test_a_copy_that_differs_ends_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last rank's file is bent on its way; the one before stays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -128,7 +129,14 @@ def _delivered(own: Path, shared: Path, file: Mapping[str, Any]) -> None:
             _, sha256 = files.stream_bytes(shared / file["name"], files.pieces(own / file["name"]))
         if not sha256 == file["sha256"] == files.sha256_file(shared / file["name"]):
             raise UserError(f"{shared / file['name']} is not what was written to {own}")
-        files.write_text(note, "")
+        _leave(note, "")
     except Exception as error:
-        files.write_text(note, str(error))
+        _leave(note, str(error))
         raise
+
+
+def _leave(note: Path, text: str) -> None:
+    """Make a note appear whole. Nothing may follow: once the last one is seen, the folder gets its name, and is gone."""
+    scratch = files.temporary(note)
+    scratch.write_text(text)
+    os.replace(scratch, note)
