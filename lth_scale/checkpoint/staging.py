@@ -136,7 +136,7 @@ def _delivered(own: Path, shared: Path, file: Mapping[str, Any]) -> None:
 
 
 def _leave(note: Path, text: str) -> None:
-    """Make a note appear whole. Nothing may follow: once the last one is seen, the folder gets its name, and is gone."""
+    """Make a note appear whole. Nothing may follow: once the last one is seen, the folder may be renamed."""
     scratch = files.temporary(note)
     scratch.write_text(text)
     os.replace(scratch, note)
