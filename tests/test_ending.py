@@ -20,6 +20,8 @@ from lth_scale.report import read_run
 from lth_scale.slurm import state
 from lth_scale.tasks import Task
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"report": {"tolerance": 1.0}}
 
 

@@ -22,6 +22,8 @@ from lth_scale.masks import Mask
 from lth_scale.tasks import Task
 from lth_scale.transfer.commands import as_runs
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = [name for name in arms if arms[name].foreign]
 OUTPUT, INPUT = ("output.weight", "output.bias"), ("fc1.weight", "fc1.bias")
 
