@@ -17,6 +17,7 @@ from lth_scale import claims
 from lth_scale.errors import UserError
 from lth_scale.paths import RoundPaths, RunPaths
 from lth_scale.tracking import segments
+from lth_scale.tracking.sweeping import apart
 
 CLIENT = (sys.executable, "-m", "wandb")
 LOGS = "wandb/offline-run-*/run-*.wandb"  # in an attempt's folder; W&B's own names
@@ -107,7 +108,8 @@ def _said(words: Sequence[str], deadline: float) -> str:
     """The last line that a process said. At the deadline it ends with all that it has started."""
     limit = None if deadline == float("inf") else max(0.1, deadline - time.monotonic())
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
-        environment = {**os.environ, "WANDB_DIR": own}  # the client's own logs
+        with apart():  # a service that others have started would go on trying when the client is ended
+            environment = {**os.environ, "WANDB_DIR": own}  # the client's own logs
         process = subprocess.Popen(
             words,
             env=environment,
