@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lth_scale.errors import UserError
+
 
 def expand(values: str | int | Iterable[int | str]) -> tuple[int, ...]:
     """``"0-2,5"``, ``[0, 1, 2, 5]`` or ``0`` -> ``(0, 1, 2, 5)``, nothing -> ``()``; ValueError on anything else."""
@@ -15,6 +17,14 @@ def expand(values: str | int | Iterable[int | str]) -> tuple[int, ...]:
         first, _, last = str(part).strip().partition("-")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(numbers))
+
+
+def numbers(key: str, value: str | int | Iterable[int | str], example: str = "0-4,7") -> tuple[int, ...]:
+    """The value of a config field, expanded; raises UserError naming it."""
+    try:
+        return expand(value)
+    except ValueError:
+        raise UserError(f"{key}={value!r} is not valid; write numbers or ranges such as {example}") from None
 
 
 def spans(numbers: Iterable[int]) -> list[str]:

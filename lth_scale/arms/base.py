@@ -80,6 +80,10 @@ class Sources:
         """All T steps from position 0 in the ticket's order, whatever k: the clock of arms with a new start."""
         return Clock(0, self.total, 0, self.clock(self.recipe).noise)
 
+    def unmasked(self) -> Mask:
+        """All ones, over the tensors of the mask."""
+        return Mask.ones({name: tuple(kept.shape) for name, kept in self.mask.items()})
+
     def permuted(self) -> Mask:
         """The ticket's mask, permuted within each tensor as its scope allows, drawn anew per round."""
         return self.permute(self.mask, self._permutation)

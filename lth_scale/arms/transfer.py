@@ -4,18 +4,13 @@ The layers that ``transfer.layers`` leaves behind are fresh and whole in every o
 all that keep the ticket's weights, and all T steps are trained, with no optimizer state.
 """
 
+from lth_scale.arms import reinit
 from lth_scale.arms.base import Arm, Place, Sources, Start, arms
-from lth_scale.masks import Mask
 
 
 def ticket(sources: Sources) -> Start:
     """The source's mask and theta_k."""
     return Start(sources.mask, sources.carried(), f"theta_k of {sources.origin}", sources.whole())
-
-
-def reinit(sources: Sources) -> Start:
-    """The source's mask with a fresh initialisation."""
-    return Start(sources.mask, sources.fresh(), "fresh initialisation", sources.whole())
 
 
 def random(sources: Sources) -> Start:
@@ -25,8 +20,7 @@ def random(sources: Sources) -> Start:
 
 def dense(sources: Sources) -> Start:
     """The source's theta_k under no mask at all."""
-    mask = Mask.ones({name: tuple(kept.shape) for name, kept in sources.mask.items()})
-    return Start(mask, sources.carried(), f"theta_k of {sources.origin}", sources.whole())
+    return Start(sources.unmasked(), sources.carried(), f"theta_k of {sources.origin}", sources.whole())
 
 
 def after_dense(folder: str, number: int) -> tuple[Place, ...]:
@@ -36,6 +30,6 @@ def after_dense(folder: str, number: int) -> tuple[Place, ...]:
 
 arms.register("own")(Arm(ticket))  # the run's own ticket, treated as if it came from elsewhere
 arms.register("transfer")(Arm(ticket, needs=after_dense, foreign=True))
-arms.register("transfer_reinit")(Arm(reinit, needs=after_dense, foreign=True))
+arms.register("transfer_reinit")(Arm(reinit.start, needs=after_dense, foreign=True))
 arms.register("transfer_random")(Arm(random, needs=after_dense, foreign=True))
 arms.register("transfer_dense")(Arm(dense, rounds="one", needs=after_dense, foreign=True))

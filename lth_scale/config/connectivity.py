@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lth_scale.errors import UserError, require
-from lth_scale.ranges import expand
+from lth_scale.errors import require
+from lth_scale.ranges import expand, numbers
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,7 @@ class Connectivity:
 
     def __post_init__(self) -> None:
         require(self.children == 0 or self.children > 1, "connectivity.children", self.children, "0, or 2 or more")
-        try:
-            object.__setattr__(self, "rounds", expand(self.rounds))
-        except ValueError:
-            raise UserError(
-                f"connectivity.rounds={self.rounds!r} is not valid; write numbers or ranges such as 0,4-6"
-            ) from None
+        object.__setattr__(self, "rounds", numbers("connectivity.rounds", self.rounds, "0,4-6"))
 
     def measured(self, last: int) -> tuple[int, ...]:
         """The rounds that have children, of a run whose last is ``last``. Raises UserError for one that comes later."""

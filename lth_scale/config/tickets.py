@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from lth_scale.errors import UserError, at_least, require
-from lth_scale.ranges import expand
+from lth_scale.errors import at_least, require
+from lth_scale.ranges import expand, numbers
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,7 @@ class Run:
 
     def __post_init__(self) -> None:
         at_least(self, "run", patience=0)
-        try:
-            object.__setattr__(self, "seeds", expand(self.seeds))
-        except ValueError:
-            raise UserError(f"run.seeds={self.seeds!r} is not valid; write numbers or ranges such as 0-4,7") from None
+        object.__setattr__(self, "seeds", numbers("run.seeds", self.seeds))
         require(bool(self.seeds), "run.seeds", self.seeds, "one number or more; a range runs upward, such as 0-4")
         object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
 

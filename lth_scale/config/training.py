@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lth_scale.errors import UserError, at_least, require
-from lth_scale.ranges import expand
+from lth_scale.errors import at_least, require
+from lth_scale.ranges import numbers
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,7 @@ class Data:
             len(self.shape) in (0, 3) and all(size > 0 for size in self.shape) and self.shape[:1] in ((), (1,), (3,))
         )
         require(usable, "data.shape", list(self.shape), "[1 or 3, height, width], or empty")
-        try:
-            classes = expand(self.classes)
-        except ValueError:
-            raise UserError(
-                f"data.classes={self.classes!r} is not valid; write numbers or ranges such as 0-4,7"
-            ) from None
+        classes = numbers("data.classes", self.classes)
         object.__setattr__(self, "classes", classes)
         require(len(set(classes)) == len(classes) != 1, "data.classes", list(classes), "two different numbers or more")
 

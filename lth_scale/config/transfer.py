@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lth_scale.errors import UserError, require
-from lth_scale.ranges import expand
+from lth_scale.errors import require
+from lth_scale.ranges import expand, numbers
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,7 @@ class Transfer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(dict.fromkeys(map(str, self.sources))))
-        try:
-            object.__setattr__(self, "rounds", expand(self.rounds))
-        except ValueError:
-            raise UserError(
-                f"transfer.rounds={self.rounds!r} is not valid; write numbers or ranges such as 3-5,7"
-            ) from None
+        object.__setattr__(self, "rounds", numbers("transfer.rounds", self.rounds, "3-5,7"))
         require(0 not in expand(self.rounds), "transfer.rounds", self.rounds, "1 or more: round 0 is dense")
 
     @property
