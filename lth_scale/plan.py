@@ -45,8 +45,8 @@ def _removed(tensor: models.Prunable, prune: Prune) -> str:
     if rate == 0:
         return "never"
     if scope.pattern:
-        n, m = prune.pattern
-        return f"{m - n} of {m} inputs" if pruning.fits(tensor, prune) else f"never: inputs no multiple of {m}"
+        shown = ", ".join(f"{m - n} of {m}" for n, m in prune.patterns)
+        return f"{shown} inputs" if pruning.fits(tensor, prune) else f"never: inputs no multiple of {prune.group}"
     if prune.schedule != "rate":
         return f"by {prune.schedule}"
     return f"{prune.rate if rate is None else rate:.0%}" + ("" if scope.own_rates else " of all")

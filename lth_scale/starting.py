@@ -62,7 +62,7 @@ def _permuting(experiment: Experiment) -> Callable[[Mask, structured.Draw], Mask
     scope = pruning.scopes[experiment.config.prune.scope]
     if scope.channels:
         return partial(structured.permuted, experiment.channels)
-    return partial(pruning.permuted, width=experiment.config.prune.pattern[1] if scope.pattern else 0)
+    return partial(pruning.permuted, width=experiment.config.prune.group if scope.pattern else 0)
 
 
 def _small(experiment: Experiment, task: Task) -> State:

@@ -26,7 +26,7 @@ ASKED = {
 }
 TIMED = {  # measured here, in minutes of a core
     *("digits_lenet", "digits_methods", "fashion_mnist_late_rewinding", "fashion_mnist_vit", "mnist_lenet"),
-    "transfer_lenet",
+    *("transfer_lenet", "transfer_resnet"),
 }
 COST = re.compile(r"Costs about ([\d,]+) (?:GPU|core)-hours at ([\d,]+) images/s")
 

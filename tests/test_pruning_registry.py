@@ -41,7 +41,10 @@ CASES = [
     for criterion, scope, schedule, rate in itertools.product(criteria, scopes, SCHEDULES, (None, 0.0))
     if not (scopes[scope].pattern or scopes[scope].channels)
     for name in [f"{criterion}-{scope}-{schedule}{'-fc whole' if rate == 0 else ''}"]
-] + [pytest.param(Prune(criterion=criterion, scope="n:m", rounds=1), id=f"{criterion}-n:m") for criterion in criteria]
+] + [
+    pytest.param(Prune(criterion=criterion, scope="n:m", nm=nm), id=f"{criterion}-n:m-{nm}")
+    for criterion, nm in itertools.product(criteria, ("2:4", "3:4,1:4"))
+]
 Kept = dict[str, torch.Tensor]
 
 

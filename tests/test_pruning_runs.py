@@ -96,7 +96,7 @@ ON_RANKS = [
     *({"criterion": name} for name in criteria),
     {"criterion": "movement", "scope": "erk", "schedule": "target", "to": 0.1, "rounds": 2},
     {"criterion": "snip", "scope": "uniform", "schedule": "list", "densities": (0.3, 0.2)},
-    {"scope": "n:m", "rounds": 1},
+    {"scope": "n:m"},
 ]
 
 

@@ -34,7 +34,7 @@ CONFIGS = [
     Prune(scope="erk", schedule="target", to=0.1, rounds=3, criterion="magnitude_increase"),
     Prune(schedule="list", densities=(0.5, 0.2, 0.1), criterion="random"),
     Prune(0.3, scope="erk", min_per_layer=3, criterion="grasp"),
-    Prune(scope="n:m", rounds=1),
+    Prune(scope="n:m", nm="3:4,1:4"),
 ]
 
 

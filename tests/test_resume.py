@@ -295,6 +295,7 @@ FREE = {
     "tracking.project": "another",
     "tracking.entity": "another",
     "tracking.tags": "[another]",
+    "tracking.artifacts": "checkpoints",
 }
 BASE = ["--train.duration=20it", "--train.batch_size=100", "--model.hidden=[20,10]"]
 
@@ -388,6 +389,7 @@ DIGESTS = {
     "imagenet_vit_small": "1b2e9fb9",
     "mnist_lenet": "cb474ef4",
     "transfer_lenet": "f9dccf73",
+    "transfer_resnet": "648b64ac",
 }
 
 

@@ -37,7 +37,7 @@ class Prune:
         to: with schedule rate, instead of rounds: as many as it takes to reach this density; with target, the last one.
         densities: that of each round from 1 on, with schedule list.
         scope: how survivors are shared out among tensors (``lth list scopes``).
-        nm: with scope n:m, how many of how many consecutive inputs survive.
+        nm: with scope n:m, how many of how many consecutive inputs survive; ``3:4,2:4``: in each of two rounds.
         criterion: what ranks the weights (``lth list criteria``).
         oneshot: every round's mask comes from the dense network, not from the round before.
         early_bird: the dense round ends at the first epoch whose mask, and those of the four before, differ from one
@@ -70,19 +70,25 @@ class Prune:
         object.__setattr__(self, "densities", tuple(self.densities))
         falling = all(0 < later < earlier for earlier, later in pairwise((1, *self.densities)))
         require(falling, "prune.densities", list(self.densities), "a falling list of numbers in (0, 1)")
-        named = re.fullmatch(r"(\d+):(\d+)", self.nm)
+        named = re.fullmatch(r"\d+:\d+(,\d+:\d+)*", self.nm) is not None
+        ways = [m for _, m in self.patterns] if named else []
+        left = [ways[0], *(n for n, _ in self.patterns), 0] if named else []
         require(
-            named is not None and 0 < int(named[1]) < int(named[2]),
+            len(set(ways)) == 1 and all(later < earlier for earlier, later in pairwise(left)),
             "prune.nm",
             self.nm,
-            "N:M with 0 < N < M, such as 2:4",
+            "N:M with 0 < N < M, such as 2:4, or several of one M with falling N, such as 3:4,2:4",
         )
 
     @property
-    def pattern(self) -> tuple[int, int]:
-        """(n, m) of ``nm``."""
-        n, m = self.nm.split(":")
-        return int(n), int(m)
+    def patterns(self) -> tuple[tuple[int, int], ...]:
+        """(n, m) of each round from 1 on, as ``nm`` has them."""
+        return tuple((int(n), int(m)) for n, m in (word.split(":") for word in self.nm.split(",")))
+
+    @property
+    def group(self) -> int:
+        """The m that all of ``patterns`` share: how many inputs are a group."""
+        return self.patterns[0][1]
 
 
 @dataclass(frozen=True)

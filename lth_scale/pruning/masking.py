@@ -49,7 +49,6 @@ def next_masks(
     device = shards[0].weights.device if shards else torch.device("cpu")
     assert not scopes[config.scope].channels, "lth_scale.structured finds masks of channels"
     everything = Candidates(shards, criteria[config.criterion].score, Ranks(group, device))
-    pattern = config.pattern if scopes[config.scope].pattern else None
     survivors = _census(everything)
     floors = np.minimum(survivors, config.min_per_layer)
     masks: dict[str, Bits] = {}
@@ -57,10 +56,10 @@ def next_masks(
         members = list(budget.members)
         k = int(survivors[members].sum()) - budget.kept
         assert k >= 0, f"{[shards[member].name for member in members]}: fewer survivors than {budget.kept}"
-        if pattern is None or k == 0:
+        if budget.pattern is None or k == 0:
             masks |= _prune(everything, members, k, survivors, floors)
         else:
-            masks |= _patterned(everything, members, pattern)
+            masks |= _patterned(everything, members, budget.pattern)
     pooled = {member for budget in goal for member in budget.members}
     masks |= _unchanged(everything, [index for index in range(len(shards)) if index not in pooled])
     return {shard.name: masks[shard.name] for shard in shards}
@@ -89,7 +88,7 @@ def _unchanged(everything: Candidates, members: Sequence[int]) -> dict[str, Bits
 
 
 def _patterned(everything: Candidates, members: Sequence[int], pattern: tuple[int, int]) -> dict[str, Bits]:
-    """Masks of n in each m weights, of tensors that are dense."""
+    """Masks of n in each m weights."""
     pool = _subset(everything, members)
     found = [patterned(pool, shard, pattern) for shard in pool.shards]
     _refuse_nan(pool, [nan for _, nan in found])

@@ -15,7 +15,7 @@ from lth_scale.pruning.shard import Shard
 
 
 def patterned(pool: Candidates, shard: Shard, pattern: tuple[int, int]) -> tuple[Bits, bool]:
-    """(The next mask on the shard's range, whether a NaN was seen here); collective, the shard being dense.
+    """(The next mask on the shard's range, whether a NaN was seen here); collective.
 
     Groups run along the second dimension, the inputs, so that those of a convolution do not lie side by side. Whole
     outputs are put together from all processes, some at a time, and each process keeps its part of their mask.
@@ -24,11 +24,14 @@ def patterned(pool: Candidates, shard: Shard, pattern: tuple[int, int]) -> tuple
     made, nan = np.zeros(size_in_bytes(len(shard)), np.uint8), False
     for start, stop in _outputs(shard):
         first, last = (min(max(edge - shard.offset, 0), len(shard)) for edge in (start, stop))
-        mine = pool.keys(shard.piece(slice(first, last)))
+        piece = shard.piece(slice(first, last))
+        mine = pool.keys(piece)
         nan |= has_nan(mine)
         keys = np.zeros(stop - start, np.int64)
         place = slice(first + shard.offset - start, last + shard.offset - start) if last > first else slice(0, 0)
-        keys[place] = mine
+        keys[place] = mine.astype(np.int64) + 1  # survivors of score 0 before those that are gone
+        if piece.kept is not None:
+            keys[place][~piece.kept[:]] = 0
         kept = _largest(pool.ranks.sum(keys).reshape(-1, *shape), *pattern)
         Bits.pack(kept.reshape(-1)[place]).place(made, first)
     return Bits(made, 0, len(shard)), nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 
 from lth_scale.config import Prune
 from lth_scale.errors import UserError
@@ -16,10 +16,17 @@ from lth_scale.pruning.tensors import Weights
 
 @dataclass(frozen=True)
 class Budget:
-    """How many weights the tensors of a pool (by their position) keep together in one round."""
+    """How many weights the tensors of a pool (by their position) keep together in one round.
+
+    Args:
+        members: positions of the tensors.
+        kept: weights of all of them.
+        pattern: (n, m) where they are n of each m inputs.
+    """
 
     members: tuple[int, ...]
     kept: int
+    pattern: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ def budgets(tensors: Sequence[Weights], config: Prune, number: int) -> list[Budg
 def rounds(config: Prune, tensors: Sequence[Weights]) -> int:
     """R, the last round: prune.rounds, or as many as the schedule or prune.to asks for. Raises UserError as plan."""
     _check(config)
+    if scopes[config.scope].pattern:
+        return len(config.patterns)
     if config.schedule == "list":
         return len(config.densities)
     if config.to is None or config.schedule == "target":
@@ -84,17 +93,22 @@ def _chain(tensors: Sequence[Weights], config: Prune) -> Iterator[list[Budget]]:
     """The budgets of round 0, 1, ... without end."""
     _check(config)
     groups = pools(tensors, config)
+    if scopes[config.scope].pattern:
+        yield from _patterned(groups, config)
+        return
     for kept in _survivors(groups, sum(tensor.numel for tensor in tensors), config):
         yield [Budget(pool.members, left) for pool, left in zip(groups, kept, strict=True)]
 
 
+def _patterned(groups: Sequence[Pool], config: Prune) -> Iterator[list[Budget]]:
+    yield [Budget(pool.members, pool.size) for pool in groups]
+    for n, m in chain(config.patterns, repeat(config.patterns[-1])):
+        yield [Budget(pool.members, pool.size // m * n, (n, m)) for pool in groups]
+
+
 def _survivors(groups: Sequence[Pool], numel: int, config: Prune) -> Iterator[list[int]]:
     scope = scopes[config.scope]
-    if scope.pattern:
-        n, m = config.pattern
-        yield [pool.size for pool in groups]
-        yield from repeat([pool.size // m * n for pool in groups])
-    elif scope.own_rates and config.schedule == "rate":
+    if scope.own_rates and config.schedule == "rate":
         yield from at_rates(groups)
     else:
         yield from (shares(groups, total) for total in totals(groups, numel, config))
@@ -126,13 +140,10 @@ def _check(config: Prune) -> None:
             config.schedule == "list" and config.to is not None
         ),
         f"prune.nm={config.nm!r} is only for prune.scope='n:m', not {scope}": not pattern and config.nm != Prune().nm,
-        f"prune.rounds={config.rounds} is not valid with {scope}, which has one round; set prune.rounds=1": (
-            pattern and config.rounds != 1
-        ),
-        f"{schedule} is not valid with {scope}, whose density is prune.nm; choose rate": (
+        f"{schedule} is not valid with {scope}, whose densities are prune.nm; choose rate": (
             pattern and config.schedule != "rate"
         ),
-        f"prune.to={config.to} is not valid with {scope}, whose density is prune.nm; leave it unset": (
+        f"prune.to={config.to} is not valid with {scope}, whose densities are prune.nm; leave it unset": (
             pattern and config.to is not None
         ),
         f"prune.min_per_layer={config.min_per_layer} is not valid with {scope}; set it to 0": (

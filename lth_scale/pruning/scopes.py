@@ -70,7 +70,7 @@ def rate_of(kind: str, config: Prune) -> float:
 
 def fits(tensor: Weights, config: Prune) -> bool:
     """Whether the tensor's inputs, its second dimension, can be cut into groups of m (prune.nm)."""
-    return len(tensor.shape) > 1 and tensor.shape[1] % config.pattern[1] == 0
+    return len(tensor.shape) > 1 and tensor.shape[1] % config.group == 0
 
 
 def pools(tensors: Sequence[Weights], config: Prune) -> list[Pool]:
@@ -87,7 +87,7 @@ def pools(tensors: Sequence[Weights], config: Prune) -> list[Pool]:
     if scope.pattern:
         members = [index for index in members if fits(tensors[index], config)]
         if not members:
-            raise UserError(f"prune.nm={config.nm!r} fits no tensor: none has a multiple of {config.pattern[1]} inputs")
+            raise UserError(f"prune.nm={config.nm!r} fits no tensor: none has a multiple of {config.group} inputs")
     groups = [members] if scope.together else [[member] for member in members]
     return [_pool([tensors[member] for member in group], tuple(group), config, scope) for group in groups]
 
