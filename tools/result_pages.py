@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import sweep_section
 from archive import Archive, read
 from paper_claims import claims_table
 from result_parts import body, functions, late_sentence, setting, study, summarised, svg
@@ -70,7 +71,13 @@ def pairs(known: dict[str, Archive]) -> dict[str, list[Archive]]:
 def page(results: Path) -> str:
     """The whole text."""
     known = archives(results)
-    more = [*vit(known), *transfer(known, results), *methods(known, results), *channels(known)]
+    more = [
+        *vit(known),
+        *transfer(known, results),
+        *methods(known, results),
+        *channels(known),
+        *sweep_section.section(results),
+    ]
     parts = [INTRODUCTION, *_mnist(known), *_late(known, results), *more, *_digits(known)]
     return "\n".join(parts) + "\n"
 
@@ -87,6 +94,8 @@ def figures(results: Path) -> dict[str, bytes]:
         if len(pair) == 2:
             made[f"figures/{stem}.svg"] = svg(comparison, [studies[one.run.name] for one in pair], Size(7.0, 3.7))
     made |= section_figures(studies)
+    if (frame := sweep_section.drawn(results)) is not None:
+        made[f"figures/{sweep_section.NAME}.svg"] = svg(sweep_section.picture, frame, Size(7.0, 3.7))
     if DIGITS in studies:
         made["picture.svg"] = svg(drawing.accuracy, studies[DIGITS], Size(7.0, 4.0))
     return made
