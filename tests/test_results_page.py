@@ -171,7 +171,8 @@ def test_carried_tickets_have_a_section_and_no_place(tmp_path: Path) -> None:
     (folder / "notes.md").write_text("An opinion.\n")
     text, drawn = result_pages.page(tmp_path / "results"), result_pages.figures(tmp_path / "results")
     assert "| mnist | digits | body | 80.00 | " in text and "| digits | mnist | body | 51.20 | " in text
-    assert list(drawn) == ["figures/transfer.svg"] and "](figures/transfer.svg)" in text
+    name = f"figures/transfer_{SMALL.model.name}.svg"
+    assert list(drawn) == [name] and f"]({name})" in text
     assert "An opinion." in text and "How alike the masks of `transfer_mnist` are" in text
 
 

@@ -20,6 +20,7 @@ from lth_scale.report.compare import comparison
 from lth_scale.report.compare import methods as at_equal_density
 from lth_scale.report.heatmap import heatmap
 from lth_scale.report.numbers import MARKS, value
+from lth_scale.report.reading import RunResults
 from lth_scale.report.study import Study
 from lth_scale.report.style import Size
 
@@ -64,11 +65,25 @@ def section_figures(studies: Mapping[str, Study]) -> dict[str, bytes]:
         for prefix, ones in found.items()
         if len(ones) > 1
     }
-    frame = carried.matrix([one.run for name, one in sorted(studies.items()) if name.startswith(TRANSFER)])
-    if frame["difference"].notna().any():
-        tolerance = max(one.run.config.report.tolerance for name, one in studies.items() if name.startswith(TRANSFER))
-        made["figures/transfer.svg"] = svg(heatmap, frame, tolerance, Size(7.0, 3.7))
+    for name, runs in matrices([one.run for name, one in sorted(studies.items()) if name.startswith(TRANSFER)]).items():
+        frame = carried.matrix(runs)
+        if frame["difference"].notna().any():
+            tolerance = max(run.config.report.tolerance for run in runs)
+            made[f"figures/{_picture(name)}"] = svg(heatmap, frame, tolerance, Size(7.0, 3.7))
     return made
+
+
+def matrices(runs: Sequence[RunResults]) -> dict[str, list[RunResults]]:
+    """Heading -> the runs that make one matrix: those of one model; those with some of the classes apart."""
+    found: dict[str, list[RunResults]] = {}
+    for run in sorted(runs, key=lambda run: bool(run.config.data.classes)):
+        name = run.config.model.name + ", some classes" * bool(run.config.data.classes)
+        found.setdefault(name, []).append(run)
+    return found
+
+
+def _picture(name: str) -> str:
+    return f"transfer_{name.replace(', ', '_').replace(' ', '_')}.svg"
 
 
 def vit(known: Mapping[str, Archive]) -> Iterator[str]:
@@ -97,16 +112,20 @@ def _blocks(frame: pd.DataFrame) -> str:
 
 
 def transfer(known: Mapping[str, Archive], results: Path) -> Iterator[str]:
-    """The matrix of all runs, as picture and table."""
-    found = of(known, TRANSFER)
-    frame = carried.matrix([one.run for one in found])
-    if not found:
+    """The matrices of all runs, as pictures and tables."""
+    if not (found := of(known, TRANSFER)):
         return
     yield TRANSFER_TITLE
-    if frame["difference"].notna().any():
-        yield "![Tickets carried from one data set to another](figures/transfer.svg)\n"
     columns = ["from", "to", "layers", "weights left %", *carried.ROLES.values()]
-    yield markdown(columns, [_carried(cell) for cell in carried.cells(frame)])
+    for name, runs in matrices([one.run for one in found]).items():
+        frame = carried.matrix(runs)
+        yield f"### {name[0].upper()}{name[1:]}\n"
+        if frame["difference"].notna().any():
+            yield f"![Tickets carried from one data set to another: {name}](figures/{_picture(name)})\n"
+        yield markdown(columns, [_carried(cell) for cell in carried.cells(frame)])
+    notes = results / f"{TRANSFER}notes.md"
+    if notes.is_file():
+        yield f"**Interpretation of the matrices (written by hand)**\n\n{notes.read_text().strip()}\n"
     yield from _each(found, results / f"{TRANSFER}masks.csv")
 
 
