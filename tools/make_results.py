@@ -1,7 +1,7 @@
 """docs/results.md, docs/benchmarks.md and their figures, from the CSVs under results/ and nothing else.
 
-    python tools/make_results.py collect RUN NAME      a run folder -> results/NAME/; a CSV, or a folder of
-                                                       the runs of a sweep -> results/NAME.csv
+    python tools/make_results.py collect RUN NAME      a run folder -> results/NAME/; a folder of the runs of a
+                                                       sweep -> results/NAME.csv; a CSV or JSON as it is
     python tools/make_results.py build                 results/ -> docs/
     python tools/make_results.py collect RUN NAME and build may be joined: collect ... build
 
@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def collect(source: Path, name: str, results: Path, machine: str) -> Path:
-    """A run folder, a folder of those of a sweep, or a finished CSV, into results/."""
-    if source.suffix == ".csv":
-        files.write_text(results / f"{name}.csv", source.read_text())
-        return results / f"{name}.csv"
+    """A run folder, a folder of those of a sweep, or a finished CSV or JSON, into results/."""
+    if source.suffix in (".csv", ".json"):
+        files.write_text(results / f"{name}{source.suffix}", source.read_text())
+        return results / f"{name}{source.suffix}"
     if not (source / "config.yaml").exists() and (runs := sorted(source.glob("*/config.yaml"))):
         frame = sweep_section.collect([run.parent for run in runs])
         files.write_text(results / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))

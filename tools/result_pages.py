@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+import instability_section
 import pandas as pd
 import sweep_section
 from archive import Archive, read
@@ -71,13 +73,8 @@ def pairs(known: dict[str, Archive]) -> dict[str, list[Archive]]:
 def page(results: Path) -> str:
     """The whole text."""
     known = archives(results)
-    more = [
-        *vit(known),
-        *transfer(known, results),
-        *methods(known, results),
-        *channels(known),
-        *sweep_section.section(results),
-    ]
+    sections = [vit(known), transfer(known, results), methods(known, results), channels(known)]
+    more = chain(instability_section.section(results), *sections, sweep_section.section(results))
     parts = [INTRODUCTION, *_mnist(known), *_late(known, results), *more, *_digits(known)]
     return "\n".join(parts) + "\n"
 
@@ -93,7 +90,7 @@ def figures(results: Path) -> dict[str, bytes]:
     for stem, pair in pairs(known).items():
         if len(pair) == 2:
             made[f"figures/{stem}.svg"] = svg(comparison, [studies[one.run.name] for one in pair], Size(7.0, 3.7))
-    made |= section_figures(studies)
+    made |= section_figures(studies) | instability_section.figures(results)
     if (frame := sweep_section.drawn(results)) is not None:
         made[f"figures/{sweep_section.NAME}.svg"] = svg(sweep_section.picture, frame, Size(7.0, 3.7))
     if DIGITS in studies:
