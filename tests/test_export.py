@@ -67,10 +67,10 @@ def test_a_state_that_ranks_wrote_in_parts(ranks: int, run: Experiment, tmp_path
 def test_what_is_not_there_is_told(run: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "x")]
     for words, told in (
-        ([str(tmp_path)], "neither a run folder nor a saved state"),
+        ([str(tmp_path)], "is no run folder, no ticket file and no saved state"),
         ([str(run.paths.root), "--round", "7"], "round 7 is not done; done are: 0, 1"),
         ([str(run.paths.root), "--arm", "reinit"], "done are: none"),
-        ([str(run.paths.root), "--format", "onnx"], "--format='onnx' is not known"),
+        ([str(run.paths.root), "--format", "onyx"], "--format='onyx' is not known"),
     ):
         assert cli.main(["ticket", "export", *words, *out]) == 2
         line = capsys.readouterr().err

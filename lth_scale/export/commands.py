@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from lth_scale.errors import UserError, unknown
 from lth_scale.words import following, parser
 
-FORMATS = ("safetensors",)
+if TYPE_CHECKING:
+    from lth_scale.export.sources import Chosen
+
+
+class Flags(Protocol):
+    """Those that formats ask for."""
+
+    values: str
+    whole: bool
 
 
 def ticket(words: list[str]) -> int:
@@ -22,7 +32,7 @@ def ticket(words: list[str]) -> int:
 
 def export(words: list[str]) -> int:
     """One file from a run folder, or from the folder of a saved state."""
-    from lth_scale.export import choose, write
+    from lth_scale.export import choose
 
     made = parser("ticket export", "place")
     for option, default in (("--out", None), ("--format", "safetensors"), ("--arm", "ticket")):
@@ -30,17 +40,70 @@ def export(words: list[str]) -> int:
     for option in ("--seed", "--round"):
         made.add_argument(option, type=int)
     made.add_argument("--theta", action="store_true")
+    made.add_argument("--whole", action="store_true")
+    made.add_argument("--values", default="fp32")
     flags = made.parse_args(words)
     if not flags.place or not flags.out:
         raise UserError("ticket export needs a run folder and a file: lth ticket export RUN --out FILE")
     if flags.format not in FORMATS:
         raise unknown("--format", flags.format, FORMATS)
     chosen = choose(Path(flags.place), flags.seed, flags.arm, flags.round, flags.theta)
-    size = write(chosen.state, Path(flags.out), chosen.about)
     told = ", ".join(f"{key} {value}" for key, value in chosen.about.items() if key not in ("mask", "theta_k"))
-    print(f"{flags.out}: {size:,} bytes, {len(chosen.state.entries())} tensors of {told}")
-    print("next: safetensors.torch.load_file in any program of yours")
+    size, more, then = FORMATS[flags.format](chosen, Path(flags.out), flags)
+    print(f"{flags.out}: {size:,} bytes, {told}")
+    for line in filter(None, more):
+        print(line)
+    print(f"next: {then}")
     return 0
+
+
+Told = tuple[int, list[str], str]
+"""Bytes, what else is to be said, and what to do with the file."""
+
+
+def _safetensors(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export import write
+
+    count = len(chosen.state.entries())
+    return write(chosen.state, out, chosen.about), [f"{count} tensors"], "safetensors.torch.load_file in any program"
+
+
+def _sparse(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export.sparse import write_sparse
+
+    if chosen.mask is None:
+        raise UserError("--format=sparse needs a mask, which the dense round and a saved state have not")
+    size = write_sparse(chosen.tensors(), chosen.mask, out, chosen.about, flags.values)
+    dense = sum(tensor.numel() * tensor.element_size() for tensor in chosen.tensors().values())
+    return size, [f"{dense / size:.2f} times smaller than its tensors"], "lth_scale.export.read_sparse in Python"
+
+
+def _onnx(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export.programs import write_onnx
+
+    return _program(write_onnx, chosen, out, flags, "examples/onnx_inference.py shows how to run it")
+
+
+def _torch_export(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export.programs import write_torch_export
+
+    return _program(write_torch_export, chosen, out, flags, "torch.export.load in any program")
+
+
+def _program(write: Callable[..., tuple[int, float]], chosen: Chosen, out: Path, flags: Flags, then: str) -> Told:
+    from lth_scale.export.network import network
+
+    found = network(chosen, flags.whole)
+    size, difference = write(found, out)
+    return size, [found.told, f"largest difference of an output from the network's own: {difference:.2g}"], then
+
+
+FORMATS: dict[str, Callable[[Chosen, Path, Flags], Told]] = {
+    "safetensors": _safetensors,
+    "sparse": _sparse,
+    "onnx": _onnx,
+    "torch.export": _torch_export,
+}
 
 
 def pack(words: list[str]) -> int:
