@@ -189,3 +189,22 @@ def test_blocks_are_those_of_the_last_round() -> None:
 def test_other_networks_have_no_blocks(run: Path) -> None:
     assert blocks(read_run(run)).empty and matrices.blocks(blocks(read_run(run))) is None
     assert blocks(vit({"layer1.0.conv1.weight": 5})).empty
+
+
+def test_hidden_units_in_another_order_are_found_again(run: Path) -> None:
+    """Replicates whose masks are one up to the order of the units; chance is random masks, matched as well."""
+    generator = torch.Generator().manual_seed(0)
+    first = {n: torch.rand(s, generator=generator) < 0.3 for n, s in synthetic.TENSORS.items()}
+    names, orders = list(first), [torch.randperm(len(kept), generator=generator) for kept in first.values()]
+    second = {name: first[name][orders[place]] for place, name in enumerate(names[:-1])} | {NAME: first[NAME]}
+    for before, name in enumerate(names[1:]):
+        second[name] = second[name][:, orders[before]]
+    for seed, mask in enumerate((first, second)):
+        for number in (1, 2):
+            Mask(mask).save(RunPaths(run).round(seed, "ticket", number).mask)
+    frame = within(read_run(run))
+    whole = row(frame, kind="replicates", round=2, tensor=ALL)
+    assert whole["matched"] == 1 and whole["jaccard"] < 0.25 and whole["matched_chance"] < 0.35
+    assert frame[frame["round"] == 1]["matched"].isna().all(), "at the last round only"
+    grid = matrices.overlaps(frame, "replicates", "alike", "")[0]
+    assert "matched" in grid.groups[0][2]

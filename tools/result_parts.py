@@ -20,6 +20,14 @@ from lth_scale.report.style import draw, svg_bytes
 from lth_scale.report.table import accuracies, paired
 from lth_scale.report.words import describe_keys, gains, percent
 
+OVERLAPS = {
+    "jaccard": "Jaccard",
+    "chance": "by chance",
+    "matched": "units matched",
+    "matched_chance": "by chance",
+    "signs_theta_k": "equal signs in theta_k",
+    "signs_theta_T": "at the end",
+}
 FEW = 3
 LARGE = 0.2  # late rewinding is looked for at this density and above
 
@@ -181,14 +189,14 @@ def masks_table(frame: pd.DataFrame) -> str:
 
 
 def _overlaps(frame: pd.DataFrame) -> str:
+    shown = [column for column in OVERLAPS if column in frame and frame[column].notna().any()]
     lines = []
     for (run, other, _, tensor), at in frame.groupby(["run", "other_run", "round", "tensor"], sort=False):
         left = 100 * (at["kept"] / at["numel"]).mean()
         which = "replicates" if run == other else f"{run}, {other}"
-        cells = [_range(at[column]) for column in ("jaccard", "chance", "signs_theta_k", "signs_theta_T")]
+        cells = [_range(at[column]) for column in shown]
         lines.append([which, str(tensor), f"{left:.2f}", *cells])
-    columns = ["masks of", "layer", "weights left %", "Jaccard", "by chance", "equal signs in theta_k", "at the end"]
-    return markdown(columns, lines)
+    return markdown(["masks of", "layer", "weights left %", *(OVERLAPS[column] for column in shown)], lines)
 
 
 def _range(values: pd.Series) -> str:

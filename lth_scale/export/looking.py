@@ -11,7 +11,7 @@ from lth_scale import tickets
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
 from lth_scale.tickets import Overlap, Ticket, find
-from lth_scale.tickets.units import DRAWS, random_like
+from lth_scale.tickets.units import matched_jaccards
 from lth_scale.words import console, following, parser
 
 LEGEND = {
@@ -154,13 +154,5 @@ def _beside(places: list[str], told: dict[str, Any]) -> Table:
 
 
 def _matched(one: Mask, other: Mask) -> dict[str, Any]:
-    """Overlaps after matching hidden units; matching finds some in random masks too, so chance is measured."""
-    random = [_jaccards(one, tickets.matched(one, random_like(other, draw))) for draw in range(DRAWS)]
-    found = _jaccards(one, tickets.matched(one, other))
-    mean = {name: sum(draw[name] for draw in random) / DRAWS for name in found}
-    return {name: {"jaccard": found[name], "chance": mean[name]} for name in found}
-
-
-def _jaccards(one: Mask, other: Mask) -> dict[str, float]:
-    found = tickets.compare(one, other)
-    return {name: overlap.jaccard for name, overlap in found.items()} | {"all": Overlap.total(found.values()).jaccard}
+    found = matched_jaccards(one, other)
+    return {name: {"jaccard": jaccard, "chance": chance} for name, (jaccard, chance) in found.items()}

@@ -82,16 +82,23 @@ def _reading(row: pd.Series | None) -> list[Cell]:
 
 OVERLAP_NOTE = (
     "Jaccard: weights kept by both masks over weights kept by either; by chance: the same of uniform random masks with "
-    "as many weights in each tensor. Signs: of the weights kept by both, the share whose signs are equal in theta_k, "
-    "or at the end; by chance one half. Means over the pairs, below them their range. "
+    "as many weights in each tensor. Matched: with the hidden units of one in the order of the other's, which finds "
+    "likeness in random masks too, so its chance is theirs. Signs: of the weights kept by both, the share whose signs "
+    "are equal in theta_k, or at the end; by chance one half. Means over the pairs, below them their range. "
 )
 NESTED = (
     "Within a replicate every mask lies inside those of earlier rounds, so that their Jaccard is the ratio of their "
     "densities."
 )
 GONE = "No two replicates' masks are stored here (any more), so that nothing can be said of how alike they are."
-SHARES = ("Jaccard", "by chance", "signs, theta_k", "signs, end")
-COLUMNS = ("jaccard", "chance", "signs_theta_k", "signs_theta_T")
+SHARES = {
+    "jaccard": "Jaccard",
+    "chance": "by chance",
+    "matched": "matched",
+    "matched_chance": "by chance",
+    "signs_theta_k": "signs, theta_k",
+    "signs_theta_T": "signs, end",
+}
 
 
 def overlaps(frame: pd.DataFrame, kind: str, title: str, note: str) -> list[Grid]:
@@ -100,11 +107,12 @@ def overlaps(frame: pd.DataFrame, kind: str, title: str, note: str) -> list[Grid
     if mine.empty:
         return []
     pairs = list(dict.fromkeys(zip(mine["run"], mine["other_run"], strict=True)))
-    groups = [(_pair(*pair), f"run-{i}", SHARES) for i, pair in enumerate(pairs)]
+    shares = [column for column in SHARES if mine[column].notna().any()]
+    groups = [(_pair(*pair), f"run-{i}", tuple(SHARES[share] for share in shares)) for i, pair in enumerate(pairs)]
     every = mine[mine["tensor"] == ALL]
     last = mine[mine["density"] <= mine.groupby(["run", "other_run"])["density"].transform("min") * 1.01]
-    by_round = _lines(every, "round", pairs)
-    by_tensor = _lines(last[last["tensor"] != ALL], "tensor", pairs)
+    by_round = _lines(every, "round", pairs, shares)
+    by_tensor = _lines(last[last["tensor"] != ALL], "tensor", pairs, shares)
     return [
         Grid(title, OVERLAP_NOTE + note, groups, by_round),
         Grid(
@@ -121,13 +129,13 @@ def _pair(run: str, other: str) -> str:
     return "replicates" if run == other else f"{run} and {other}"
 
 
-def _lines(rows: pd.DataFrame, key: str, pairs: Sequence[tuple[str, str]]) -> list[list[Cell]]:
+def _lines(rows: pd.DataFrame, key: str, pairs: Sequence[tuple[str, str]], shares: Sequence[str]) -> list[list[Cell]]:
     lines = []
     for name, at in rows.groupby(key, sort=key == "round"):
         line = [Cell(str(name)), Cell(f"{100 * (at['kept'] / at['numel']).mean():.2f}")]
         for run, other in pairs:
             pair = at[(at["run"] == run) & (at["other_run"] == other)]
-            line += [_spread(pair[column]) for column in COLUMNS]
+            line += [_spread(pair[column]) for column in shares]
         lines.append(line)
     return lines
 

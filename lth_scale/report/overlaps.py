@@ -15,18 +15,21 @@ from typing import Any
 import pandas as pd
 
 from lth_scale.checkpoint import Source, Stored, latest
+from lth_scale.errors import UserError
 from lth_scale.masks import Mask
 from lth_scale.paths import RoundPaths, RunPaths
 from lth_scale.report.layers import rewind_step, spread
 from lth_scale.report.reading import SAME, RunResults
 from lth_scale.tickets import Overlap, compare, signs
+from lth_scale.tickets.units import ALL as ALL
+from lth_scale.tickets.units import matched_jaccards
 
 REPLICATES = 3
 ROUNDS = 6
-ALL = "all"
 COLUMNS = [
     "kind", "run", "other_run", "replicate", "other_replicate", "round", "other_round", "density", "tensor",
-    "numel", "kept", "other_kept", "common", "jaccard", "chance", "signs_theta_k", "signs_theta_T",
+    "numel", "kept", "other_kept", "common", "jaccard", "chance", "matched", "matched_chance",
+    "signs_theta_k", "signs_theta_T",
 ]  # fmt: skip
 
 
@@ -79,7 +82,8 @@ def within(run: RunResults) -> pd.DataFrame:
 
     One row per pair of masks and tensor, and one over all with ``tensor`` = ALL; of at most REPLICATES replicates and
     ROUNDS rounds. ``jaccard`` and ``chance`` as in tickets.Overlap; ``signs_...`` is the share of the weights kept by
-    both whose signs agree, at the last round only. The columns are COLUMNS; no row where the masks are gone.
+    both whose signs agree, at the last round only; there ``matched`` and ``matched_chance`` too, the Jaccard after
+    matching hidden units, where tickets.units can. The columns are COLUMNS; no row where the masks are gone.
 
     Raises:
         UserError: naming a damaged file.
@@ -89,7 +93,7 @@ def within(run: RunResults) -> pd.DataFrame:
     for number in numbers:
         places = [place for seed in seeds if (place := Place(run, seed, number)).stored]
         for one, other in combinations(places, 2):
-            rows += _rows("replicates", one, other, with_signs=number == numbers[-1])
+            rows += _rows("replicates", one, other, closely=number == numbers[-1])
     chain = [place for seed in seeds[:1] for n in numbers if (place := Place(run, seed, n)).stored]
     for one, other in pairwise(chain):
         if not other.mask.within(one.mask):
@@ -105,7 +109,7 @@ def between(runs: Sequence[RunResults]) -> pd.DataFrame:
         pairs = [pair for seed in seeds for pair in _equal(first, second, seed)]
         last = max((one.round for one, _ in pairs), default=0)
         for one, other in pairs:
-            rows += _rows("runs", one, other, with_signs=one.round == last)
+            rows += _rows("runs", one, other, closely=one.round == last)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -136,20 +140,30 @@ def _part(mask: Mask, names: Sequence[str]) -> Mask:
     return Mask.of(shapes, {name: mask.range(name, 0, prod(shape)) for name, shape in shapes.items()})
 
 
-def _rows(kind: str, one: Place, other: Place, with_signs: bool = False) -> Iterator[dict[str, Any]]:
+def _rows(kind: str, one: Place, other: Place, closely: bool = False) -> Iterator[dict[str, Any]]:
     mine, theirs = one.mask.shapes, other.mask.shapes
     names = [name for name in _common(one, other) if name in mine and mine[name] == theirs.get(name)]
     if not names:
         return
     masks = _part(one.mask, names), _part(other.mask, names)
     found = compare(*masks)
-    agree = _signs(one, other, masks) if with_signs else {}
+    agree = _signs(one, other, masks) if closely else {}
+    alike = _matched(*masks) if closely and kind == "replicates" else {}
     key: dict[str, Any] = {"kind": kind, "run": one.run.name, "other_run": other.run.name}
     key |= {"replicate": one.seed, "other_replicate": other.seed, "round": one.round, "other_round": other.round}
     key |= {"density": _density(one, names)}
     for name, overlap in [(ALL, Overlap.total(found.values())), *found.items()]:
         shares = {f"signs_{p}": _share(counts, name, overlap.common) for p, counts in agree.items()}
-        yield key | {"tensor": name, **_numbers(overlap), **shares}
+        units = dict(zip(("matched", "matched_chance"), alike.get(name, (nan, nan)), strict=True))
+        yield key | {"tensor": name, **_numbers(overlap), **units, **shares}
+
+
+def _matched(one: Mask, other: Mask) -> dict[str, tuple[float, float]]:
+    """Of networks that were initialised differently, whose hidden units are in different orders."""
+    try:
+        return matched_jaccards(one, other)
+    except UserError:  # no chain of fully connected layers
+        return {}
 
 
 def _numbers(overlap: Overlap) -> dict[str, Any]:

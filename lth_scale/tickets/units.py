@@ -12,10 +12,12 @@ from scipy.optimize import linear_sum_assignment
 
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
+from lth_scale.tickets.overlap import Overlap, compare
 
 Matrix = npt.NDArray[np.float64]
 Order = npt.NDArray[np.intp]
 DRAWS = 5  # of random masks, for what chance gives
+ALL = "all"  # tensors together
 
 
 def matched(one: Mask, other: Mask) -> Mask:
@@ -46,6 +48,21 @@ def matched(one: Mask, other: Mask) -> Mask:
         best = now
     tensors = {name: torch.from_numpy(kept > 0) for name, kept in zip(names, _ordered(theirs, orders), strict=True)}
     return Mask(tensors)
+
+
+def matched_jaccards(one: Mask, other: Mask) -> dict[str, tuple[float, float]]:
+    """Tensor, and ALL -> (Jaccard after matching, what chance gives). Raises UserError as :func:`matched`.
+
+    Matching finds some likeness in random masks too, so chance is measured: the mean over DRAWS random masks, matched.
+    """
+    random = [_jaccards(one, matched(one, random_like(other, draw))) for draw in range(DRAWS)]
+    found = _jaccards(one, matched(one, other))
+    return {name: (value, sum(draw[name] for draw in random) / DRAWS) for name, value in found.items()}
+
+
+def _jaccards(one: Mask, other: Mask) -> dict[str, float]:
+    found = compare(one, other)
+    return {name: overlap.jaccard for name, overlap in found.items()} | {ALL: Overlap.total(found.values()).jaccard}
 
 
 def random_like(mask: Mask, draw: int) -> Mask:
