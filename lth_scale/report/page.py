@@ -10,13 +10,15 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lth_scale import files
-from lth_scale.report import figures, several, words
+from lth_scale.report import explore, figures, several, words
 from lth_scale.report.figures import LABELS
 from lth_scale.report.grids import Grid, grids
 from lth_scale.report.latex import latex
+from lth_scale.report.links import Links
 from lth_scale.report.plot import Plot
 from lth_scale.report.reading import RunResults, curves, read_run, read_runs
 from lth_scale.report.several import Compared
@@ -108,6 +110,7 @@ def _facts(run: RunResults) -> list[tuple[str, str]]:
         f"{config.train.optimizer}, lr {config.train.lr:g}, batch {config.train.batch_size}, {config.train.duration}"
     )
     prune = config.prune
+    group = Links.of(run).group()
     pace = {"rate": f"{prune.rate:.0%} a round".replace("%", " %")}.get(prune.schedule, f"schedule {prune.schedule}")
     return [
         ("data", config.data.name),
@@ -116,6 +119,7 @@ def _facts(run: RunResults) -> list[tuple[str, str]]:
         ("pruning", f"{prune.criterion}, {prune.scope}, {prune.nm if prune.scope == 'n:m' else pace}"),
         ("rewind", f"to {config.rewind.at}, {config.rewind.recipe}"),
         ("replicates", words.ranges(run.seeds) or "none yet"),
+        *([("W&B", Markup('<a href="{}">runs</a>').format(group))] if group else []),
     ]
 
 
@@ -148,12 +152,20 @@ def section(one: Study) -> Section:
     )
 
 
-def _html(sections: Sequence[Section], compared: Compared) -> str:
+def _html(studies: Sequence[Study], sections: Sequence[Section], compared: Compared) -> str:
     loader = PackageLoader("lth_scale.report", ".")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2").render(sections=sections, compared=compared)
+    parts = {name: Markup(loader.get_source(environment, name)[0]) for name in (explore.STYLE, *explore.SCRIPT)}
+    return environment.get_template("page.html.j2").render(
+        sections=sections,
+        compared=compared,
+        replaced=explore.REPLACED,
+        css=parts[explore.STYLE],
+        script=Markup("\n").join(parts[name] for name in explore.SCRIPT),
+        data=explore.payload(studies),
+    )
 
 
 def _write_figures(folder: Path, sections: Sequence[Section], compared: Compared) -> None:
@@ -179,7 +191,7 @@ def write_report(runs: Sequence[Path | RunResults], out: Path) -> Path:
     for name, frame in several.tables(studies, compared).items():
         files.write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     _write_figures(out / "figures", sections, compared)
-    files.write_text(out / "report.html", _html(sections, compared))
+    files.write_text(out / "report.html", _html(studies, sections, compared))
     return out / "report.html"
 
 
