@@ -37,8 +37,9 @@ see
   lth sync RUN [--limit S]   upload to W&B what was logged offline
   lth list WHAT              {topics}
 things
-  lth ticket export RUN --out FILE [--seed N] [--arm NAME] [--round N] [--theta] [--format safetensors]
-                             one file of plain names, from any ranks and strategy (RUN: also a saved state's folder)
+  lth ticket export RUN --out FILE [--seed N] [--arm NAME] [--round N] [--theta] [--values fp16] [--whole]
+                    [--format safetensors|sparse|onnx|torch.export]
+                             one file for other programs (RUN: also a packed ticket, or a saved state's folder)
   lth ticket pack RUN --out FILE [--seed N] [--round N]
                              a ticket to carry: mask, theta_k, config, where it is from, checksums, in one file
   lth ticket show TICKET [--json]
@@ -186,17 +187,15 @@ def _train(experiment: Experiment, chosen: Sequence[Task], jobs: int | None) -> 
 
 def _conclude(experiment: Experiment) -> None:
     """The table, the sentence and the page of whatever is done."""
-    from lth_scale import tracking
     from lth_scale.report import write_report
+    from lth_scale.tracking.summary import conclude
 
     root = experiment.paths.root
     if not experiment.paths.results():
         return
     _show([root])
     print(f"report: {write_report([root], root)}")
-    tracking.tell(experiment)
-    if why := tracking.mode(experiment.config.tracking).why:
-        print(why)
+    conclude(experiment)
     following(f"lth status {root}")
 
 
@@ -219,6 +218,7 @@ def _transfer(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     from lth_scale.report import write_report
+    from lth_scale.tracking.summary import summarise
 
     made = parser("report")
     made.add_argument("runs", nargs="*")
@@ -230,6 +230,8 @@ def _report(words: list[str]) -> int:
     out = Path(flags.out) if flags.out else runs[0]
     _show(runs)
     print(f"report: {write_report(runs, out)}")
+    for run in runs:
+        summarise(run)
     return following("open that page in a browser")
 
 

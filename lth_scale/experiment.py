@@ -42,7 +42,7 @@ class Experiment:
     @staticmethod
     def at(config: Config, out: Path) -> Experiment:
         """Check what can be checked without the data; raises UserError naming the field."""
-        made = Experiment(replace(config, transfer=transfer.with_labels(config.transfer)), RunPaths(out))
+        made = Experiment(replace(config, transfer=transfer.with_labels(config.transfer, out.parent)), RunPaths(out))
         made._check()
         return made
 

@@ -118,6 +118,11 @@ class RunPaths:
         return self.root / "tracking.json"
 
     @property
+    def summary(self) -> RoundPaths:
+        """What the tracking service is told of the whole run, in attempts like a round's; its result says of what."""
+        return RoundPaths(self.root / "summary")
+
+    @property
     def submit(self) -> SubmitPaths:
         """What was sent to a cluster."""
         return SubmitPaths(self.root)

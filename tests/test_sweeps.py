@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-from wandb_service import Service, service
+from wandb_service import Service
+from wandb_sweep import SWEEP, sweeping
 
 from lth_scale import cli, settings
 from lth_scale.errors import UserError
@@ -296,27 +296,9 @@ def test_as_jobs(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def asked() -> Iterator[Service]:
     """A service that has one point for an agent, once."""
-    with service() as made:
-        point = {key: {"value": value} for key, value in {"prune": {"rate": 0.5}, "run.seeds": 3}.items()}
-        waiting = [[{"type": "run", "run_id": "point", "program": "lth", "args": point}]]
-        told = {"command": [*COMMAND[:-1], *TINY, "--run.arms=[ticket]", "--jobs=1", COMMAND[-1]]}
-        plain = made.query
-
-        def query(name: str, variables: dict[str, Any]) -> dict[str, Any]:
-            if name == "SweepWithRuns":
-                found = {"id": "s", "name": "sweep1", "config": yaml.safe_dump(told), "runs": {"edges": []}}
-                return {"project": {"sweep": found}}
-            if name == "Viewer":
-                return {"viewer": {"id": "u", "entity": "team", "username": "u", "flags": "{}"}}
-            if name == "CreateAgent":
-                return {"createAgent": {"agent": {"id": "a"}}}
-            if name == "Heartbeat":
-                commands = json.dumps(waiting.pop() if waiting else [])
-                return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": commands}}
-            return plain(name, variables)
-
-        made.query = query  # type: ignore[method-assign]
-        yield made
+    command = [*COMMAND[:-1], *TINY, "--run.arms=[ticket]", "--jobs=1", COMMAND[-1]]
+    with sweeping(command, [{"prune": {"rate": 0.5}, "run.seeds": 3}]) as made:
+        yield made.service
 
 
 @pytest.mark.kill  # starts the client's own service
@@ -324,20 +306,20 @@ def test_an_agent_plays_a_point_whose_run_gets_the_results(asked: Service, tmp_p
     programs = Path(sys.executable).parent
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     told = os.environ | asked.environment() | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    agent = [str(programs / "wandb"), "agent", "--forward-signals", "--count", "1", "team/lth_scale/sweep1"]
+    agent = [str(programs / "wandb"), "agent", "--forward-signals", "--count", "1", SWEEP]
     done = subprocess.run(agent, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = tmp_path.glob("runs/digits_lenet-*")
     ends = [read_json(run / f"seed_3/ticket/round_0{number}/result.json") for number in (0, 1)]
-    assert [row["density"] for row in asked.runs["point"].history] == [end["density"] for end in ends]
-    (row,) = (row["ticket/test_accuracy"] for row in asked.runs["point"].history[1:])
+    assert [row["density"] for row in asked.runs["point0"].history] == [end["density"] for end in ends]
+    (row,) = (row["ticket/test_accuracy"] for row in asked.runs["point0"].history[1:])
     assert row == ends[1]["end"]["test"]["accuracy"]
     deadline = time.monotonic() + 60  # they are sent beside
     while (waiting := pending(RunPaths(run))) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert waiting == []
-    rounds = {name for name in asked.runs if name != "point"}  # which are runs of their own
-    assert {name.partition("-")[2] for name in rounds} == {"s3-ticket-r00", "s3-ticket-r01"}
+    rounds = {name for name in asked.runs if name != "point0"}  # which are runs of their own
+    assert {name.partition("-")[2] for name in rounds} == {"s3-ticket-r00", "s3-ticket-r01", "summary"}
 
 
 @pytest.mark.kill

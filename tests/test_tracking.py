@@ -169,7 +169,7 @@ def test_what_is_pending_is_sent_once(
     with uploading.sending(logs(run)[0]):
         """Cut off: the service may have a part of it, so the log after it must not go first."""
     assert cli.main(["sync", str(tmp_path)]) == 0
-    assert "sent 3 logs" in capsys.readouterr().out and pending(run.paths) == []
+    assert "sent 4 logs" in capsys.readouterr().out and pending(run.paths) == []
     dense, ticket = (online.runs[Identity.of(task, run.paths).id] for task in run.tasks)
     assert dense.steps == [row["_step"] for row in rows(*logs(whole))]
     assert ticket.steps == [row["_step"] for row in rows(*logs(whole, "ticket", 1))]

@@ -181,9 +181,8 @@ def test_a_label_binds_a_place_to_the_config_it_had(source: Experiment, tmp_path
     stale = target(source, transfer={"sources": [f"{label}={moved}"]})
     with pytest.raises(UserError, match=rf"holds tickets of digits\.\w+ now, no longer of {label}"):
         Experiment.at(stale, tmp_path / "run")
-    assert transfer.with_labels(transfer.with_labels(target(source).transfer)) == transfer.with_labels(
-        target(source).transfer
-    )
+    named = transfer.with_labels(target(source).transfer, tmp_path)
+    assert transfer.with_labels(named, tmp_path) == named
 
 
 @pytest.mark.parametrize(

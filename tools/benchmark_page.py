@@ -54,6 +54,15 @@ rank's anonymous memory by phase; mapped files belong to the system's cache. The
 weight, 97 MiB here. Limit: beyond the mask no phase passes the peak of training the dense network by more than 64 MiB.
 """
 
+TRACKING = """\
+`tools/bench_tracking.py`: the same rounds of LeNet-300-100 on the digits with tracking off, offline, online against an
+imitation of W&B's service on loopback, and online against one that hangs, in processes that take turns. `in tracking s`
+is what a round waits for in all, from the first call to the end of its log on disk; it does not grow with the time that
+a round takes, so `share` of a longer round is less. The first round of a process starts W&B's client; `lth run` plays
+many rounds in one process, a Slurm job one. `/ off` are ratios to the same round without tracking, which other work on
+the machine disturbs. `summary` is what the run's summary takes at its very end, once.
+"""
+
 GPU = """\
 Nothing was run on a GPU. On a node with two or more, `python tools/gpu_matrix.py --devices 2 --precision bf16 --out
 results/gpu_matrix.csv` runs every strategy over nccl and compares their tickets.
@@ -68,6 +77,7 @@ def page(results: Path) -> str:
         _section("Pruning", PRUNING, results / "bench_pruning.csv"),
         _section("Pruning over ranks", SHARDED, results / "bench_sharded_pruning.csv"),
         _section("Memory of training in shards", MEMORY, results / "bench_memory.csv"),
+        _section("Tracking", TRACKING, results / "bench_tracking.csv"),
     ]
     return "\n".join([TOP, *(line for section in sections for line in section), f"## On GPUs\n{GPU}"]) + "\n"
 

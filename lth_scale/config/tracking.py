@@ -15,12 +15,15 @@ class Tracking:
         project: unset: WANDB_PROJECT, else lth_scale.
         entity: a team or a user; unset: W&B's default.
         tags: further tags.
+        artifacts: what is kept there beside measures: tickets (theta_k once a replicate, and every mask), checkpoints
+            (the weights that each round of the ticket ends with, too), off.
     """
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = ""
     entity: str = ""
     tags: tuple[str, ...] = ()
+    artifacts: Literal["off", "tickets", "checkpoints"] = "tickets"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", tuple(map(str, self.tags)))

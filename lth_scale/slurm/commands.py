@@ -13,8 +13,8 @@ from lth_scale import settings
 from lth_scale.connectivity import as_runs
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
+from lth_scale.slurm import agents, queue, state, tables
 from lth_scale.slurm import cluster as sites
-from lth_scale.slurm import queue, state, tables
 from lth_scale.slurm.submit import Order, Sent, show
 from lth_scale.slurm.submit import submit as send
 from lth_scale.status import open_experiment, overview
@@ -30,6 +30,8 @@ def submit(words: list[str]) -> int:
     """``lth submit [run | connectivity | transfer | sweep] WORDS... --cluster=X``: what that would do, as jobs."""
     if words[:1] == ["transfer"]:
         return max(map(submit, transfers(words[1:])))
+    if words[:1] == ["sweep"] and agents.named(words[1:]):
+        return agents.submit(words[1:])
     if words[:1] == ["sweep"]:
         return max(map(submit, sweeps(words[1:], _submit_flags)))
     if words[:1] == ["connectivity"]:

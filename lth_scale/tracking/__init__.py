@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lth_scale.tracking.identity import Identity, Mode, mode
 from lth_scale.tracking.runs import Tracked, tracked
-from lth_scale.tracking.sweeping import tell
 from lth_scale.tracking.uploading import pending, sync
 
-__all__ = ["Identity", "Mode", "Tracked", "mode", "pending", "sync", "tell", "tracked"]
+__all__ = ["Identity", "Mode", "Tracked", "mode", "pending", "sync", "tracked"]

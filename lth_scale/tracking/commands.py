@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lth_scale.errors import UserError
 from lth_scale.paths import RunPaths
+from lth_scale.tracking.summary import summarise
 from lth_scale.tracking.uploading import sync as send
 from lth_scale.words import following, parser
 
@@ -19,5 +20,6 @@ def sync(words: list[str]) -> int:
         raise UserError("sync needs a run folder: lth sync RUN")
     if not (paths := RunPaths(Path(flags.run))).config.exists():
         raise UserError(f"{flags.run} is not a run folder: config.yaml is missing")
+    summarise(paths.root, send=False)
     print(f"sent {send(paths, flags.limit)} logs to W&B")
     return following(f"lth status {flags.run}")

@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from lth_scale.tracking.uploading import CLIENT, LOGS, end, sending
+from lth_scale.tracking.uploading import CLIENT, LOGS, end, link, linked, sending, sent
 
 POLL = 0.5
+RETRY = 15.0
 GRACE = 600.0  # seconds for the rest once the round has ended, well or badly
 
 
@@ -30,6 +31,7 @@ def main(folder: Path, owner: int) -> None:
         finally:
             if client.poll() is None:
                 end(client)
+        _link(found[0])
 
 
 def _watch(client: subprocess.Popen[bytes], owner: int) -> None:
@@ -38,6 +40,14 @@ def _watch(client: subprocess.Popen[bytes], owner: int) -> None:
         if deadline == float("inf") and _gone(owner):
             deadline = time.monotonic() + GRACE
         time.sleep(POLL)
+
+
+def _link(log: Path) -> None:
+    """What the run starts from may be on its way yet, sent by another follower."""
+    deadline = time.monotonic() + GRACE
+    while sent(log).exists() and not linked(log).exists() and (left := deadline - time.monotonic()) > 0:
+        if link([log], left):
+            time.sleep(RETRY)
 
 
 def _gone(pid: int) -> bool:

@@ -64,13 +64,13 @@ def _key() -> bool:
 
 @dataclass(frozen=True)
 class Identity:
-    """The names of one round's W&B run, the same whenever and wherever the round goes on.
+    """The names of a W&B run, of a round or of all, the same whenever and wherever it goes on.
 
     Args:
         id: the run's, unique in its project.
         group: the experiment's.
         name: for people.
-        job_type: dense, or the arm, whatever its draw or source.
+        job_type: dense, or the arm, whatever its draw or source; summary.
     """
 
     id: str
@@ -81,14 +81,26 @@ class Identity:
     @staticmethod
     def of(task: Task, paths: RunPaths) -> Identity:
         """Made from the run folder's own id, which is drawn once, and the round's place in it."""
-        experiment = _experiment(paths)
+        experiment = group(paths)
         place = f"s{task.seed}-{task.arm}-r{task.round:02d}"
         kind = "dense" if task.dense else split_draw(task.arm)[0]
         return Identity(f"{experiment.rpartition('-')[2]}-{place}", experiment, f"{place} {kind}", kind)
 
+    @staticmethod
+    def whole(paths: RunPaths) -> Identity:
+        """That of the one run which sums the experiment up."""
+        experiment = group(paths)
+        return Identity(f"{experiment.rpartition('-')[2]}-summary", experiment, "summary", "summary")
 
-def _experiment(paths: RunPaths) -> str:
+
+def group(paths: RunPaths) -> str:
+    """The experiment's name and its eight letters, which are drawn by whoever asks first."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", paths.root.resolve().name)[:60]
     if not paths.tracking.exists():
         files.create_json(paths.tracking, {"experiment": f"{name}-{secrets.token_hex(4)}"})
     return str(files.read_json(paths.tracking)["experiment"])
+
+
+def project(tracking: Tracking) -> str:
+    """``tracking.project``; where that is unset, ``WANDB_PROJECT``; where that is unset too, this program's name."""
+    return tracking.project or os.environ.get("WANDB_PROJECT", PROJECT)

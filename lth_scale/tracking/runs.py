@@ -5,27 +5,24 @@ Training never waits for the service: what is logged lies in the attempt's folde
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale import files, settings
+from lth_scale import files
 from lth_scale.experiment import Experiment
 from lth_scale.paths import RoundPaths
 from lth_scale.tasks import Task
-from lth_scale.tracking import segments, sweeping, uploading
-from lth_scale.tracking.identity import PROJECT, Identity, mode
+from lth_scale.tracking import artifacts, opening, segments, sweeping, uploading
+from lth_scale.tracking.identity import Identity, mode
 
 if TYPE_CHECKING:
     from lth_scale.training.evaluation import Measure
 
 
 CONTINUE = 75  # exit code of a run that goes on later
-PATIENCE, POLL = 30.0, 0.01  # seconds for a log to be on disk; between looks
 
 
 class Tracked:
@@ -64,6 +61,7 @@ class _Run(Tracked):
         self._run: Any = None
         self._logged, self._last = -1, dict[int, dict[str, float]]()
         paths = task.paths(experiment.paths)
+        self._place = experiment, task, paths.attempt(attempt)
         with sweeping.apart():
             self._safely(lambda: self._begin(experiment, task, paths, paths.attempt(attempt)))
         if upload:
@@ -79,13 +77,11 @@ class _Run(Tracked):
             self._run = None
 
     def _begin(self, experiment: Experiment, task: Task, paths: RoundPaths, folder: Path) -> None:
-        import wandb
-
-        quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_save_requirements=False)
         self._logged = segments.last_step(uploading.logs(paths))
-        files.make_folder(folder)
-        words = _words(experiment, task)
-        self._run = wandb.init(**words, dir=str(folder), mode="offline", resume="allow", settings=quiet)
+        place = {"seed": task.seed, "arm": task.arm, "round": task.round}
+        place |= {"density": experiment.plan[task.round].density, segments.USES: artifacts.uses(experiment, task)}
+        identity = Identity.of(task, experiment.paths)
+        self._run = opening.begin(folder, experiment.config, identity, task.arm, place, system=True)
         self._run.define_metric("final/*", step_metric="density")
 
     def rows(self, measures: Sequence[Measure]) -> None:
@@ -104,8 +100,20 @@ class _Run(Tracked):
         stop = result["clock"]["end"]
         self._log(stop, self._last.get(stop, {}) | end | {"density": result["density"]})
         if self._run is not None:
-            self._safely(lambda: self._run.summary.update(_summary(result) | end))
+            self._safely(lambda: self._run.summary.update(self._told(result) | end))
+        if self._run is not None:
+            self._keep(result["source"]["theta_k"])
         self.close(0)
+
+    def _told(self, result: dict[str, Any]) -> dict[str, Any]:
+        return _summary(result) | _best(self._last) | _beside_dense(*self._place[:2], result)
+
+    def _keep(self, theta_k: str) -> None:
+        """Log what the round leaves. What goes wrong with it is said, and takes nothing of the rest."""
+        try:
+            artifacts.log(self._run, *self._place, theta_k)
+        except Exception as error:
+            print(f"warning: W&B: {type(error).__name__}: {error}; the ticket is not logged", file=sys.stderr)
 
     def measured(self, line: dict[str, Any]) -> None:
         found = {
@@ -121,32 +129,7 @@ class _Run(Tracked):
         if run is not None and code == CONTINUE:
             self._safely(run.mark_preempting)
         if run is not None:
-            self._safely(lambda: _finish(run, code))
-
-
-def _finish(run: Any, code: int) -> None:
-    """End the run, and see its end on disk: the client comes back earlier. Raises TimeoutError if it is not seen."""
-    path, deadline = Path(run.settings.sync_file), time.monotonic() + PATIENCE
-    run.finish(exit_code=code)
-    while not segments.ended(path):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{path} lacks its end after {PATIENCE:g} s")
-        time.sleep(POLL)
-
-
-def _words(experiment: Experiment, task: Task) -> dict[str, Any]:
-    config, identity = experiment.config, Identity.of(task, experiment.paths)
-    place = {"seed": task.seed, "arm": task.arm, "round": task.round, "density": experiment.plan[task.round].density}
-    return {
-        "id": identity.id,
-        "name": identity.name,
-        "group": identity.group,
-        "job_type": identity.job_type,
-        "project": config.tracking.project or os.environ.get("WANDB_PROJECT", PROJECT),
-        "entity": config.tracking.entity or None,
-        "tags": [config.data.name, config.model.name, task.arm, *config.tracking.tags],
-        "config": settings.as_dict(config) | place,
-    }
+            self._safely(lambda: opening.end(run, code))
 
 
 def _by_step(measures: Sequence[Measure]) -> dict[int, dict[str, float]]:
@@ -162,10 +145,32 @@ def _splits(place: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
     early = result["early_stop"]
-    found = {"density": result["density"], "flags": result["flags"], "flops": result["flops"]}
+    found = {"density": result["density"], "flags": ", ".join(result["flags"]), "flops": result["flops"]}
     found |= {f"seconds/{kind}": value for kind, value in result["seconds"].items()}
     found["hours"] = result["seconds"]["device"] / 3600
     if early:
         found["early_stop/step"] = early["step"]
         found |= {f"early_stop/{split}_accuracy": row["accuracy"] for split, row in _splits(early)}
     return found
+
+
+def _best(by_step: dict[int, dict[str, float]]) -> dict[str, float]:
+    """All accuracies at the step of the highest validation accuracy; nothing where none was held out."""
+    known = {step: row for step, row in sorted(by_step.items()) if "validation/accuracy" in row}
+    if not known:
+        return {}
+    step = max(known, key=lambda each: known[each]["validation/accuracy"])
+    accuracies = {key: value for key, value in known[step].items() if key.endswith("/accuracy")}
+    return {"best/step": step} | {f"best/{key.replace('/', '_')}": value for key, value in accuracies.items()}
+
+
+def _beside_dense(experiment: Experiment, task: Task, result: dict[str, Any]) -> dict[str, Any]:
+    """Points of test accuracy above the dense network of the same seed, once that is on disk; no verdict from one."""
+    config = experiment.config
+    dense = ("dense_from_k", 1) if config.prune.early_bird else ("ticket", 0)
+    marker = experiment.paths.round(task.seed, *dense).result
+    if (task.arm, task.round) == dense or not marker.exists():
+        return {}
+    mine, theirs = (end["end"]["test"]["accuracy"] for end in (result, files.read_json(marker)))
+    difference = round(100 * (mine - theirs), 9)  # counts over a test set: equal ones differ by nothing
+    return {"difference": difference, "within_tolerance": difference > -config.report.tolerance}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 HEADER, BLOCK, CHUNK = 7, 1 << 15, struct.Struct("<IHB")
 FULL, LAST = 1, 4
+USES = "uses"  # a key of a run's config
+KEPT = "artifacts"  # in an attempt's folder
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -57,11 +59,44 @@ def mend(path: Path) -> bool:
 
 def history(path: Path) -> list[dict[str, Any]]:
     """The rows of a file: key -> value, ``_step`` among them."""
-    return [
-        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records(path)
-        if record.WhichOneof("record_type") == "history"
-    ]
+    return [tree(record.history.item) for record in records(path) if record.WhichOneof("record_type") == "history"]
+
+
+def tree(items: Iterable[Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Keys and values of a record; a key in parts, as that of an image's path, is a dict in a dict."""
+    found: dict[str, Any] = {} if into is None else into
+    for item in items:
+        *above, last = list(item.nested_key) or [item.key]
+        place = found
+        for key in above:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return found
+
+
+def logged(path: Path) -> list[Any]:
+    """The ``ArtifactRecord`` of every artifact that a file logs: name, type, aliases, digest and its files."""
+    return [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
+
+
+def kept(path: Path) -> list[tuple[Any, Path]]:
+    """The artifacts that this program made, each with its one file, which lies in the attempt's folder."""
+    folder, found = path.parents[2] / KEPT, logged(path)
+    files = [(record, folder / Path(entry.local_path).name) for record in found for entry in record.manifest.contents]
+    return [(record, file) for record, file in files if file.exists()]
+
+
+def begun(path: Path) -> Any:
+    """The ``RunRecord`` as the run was begun, None in a file torn before it."""
+    return next((record.run for record in records(path) if record.WhichOneof("record_type") == "run"), None)
+
+
+def uses(path: Path) -> list[str]:
+    """The artifacts that its run starts from, as its config names them."""
+    run = begun(path)
+    return (
+        [name for item in run.config.update if item.key == USES for name in json.loads(item.value_json)] if run else []
+    )
 
 
 def ended(path: Path) -> bool:

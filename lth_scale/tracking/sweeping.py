@@ -7,17 +7,15 @@ take it; the whole experiment does, once it is done.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lth_scale.experiment import Experiment
+from lth_scale.tracking.aside import aside
 from lth_scale.tracking.identity import mode
 
 VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_SERVICE")
 """The agent's own run, and the process that speaks to the service for whoever set it, and ends with them."""
-PATIENCE = 120.0  # seconds
 
 
 @contextmanager
@@ -35,10 +33,6 @@ def tell(experiment: Experiment) -> None:
     how = mode(experiment.config.tracking)
     if not how.log or "WANDB_SWEEP_ID" not in os.environ:
         return
-    words = [str(experiment.paths.root), *map(str, experiment.config.run.replicates)]
-    command = [sys.executable, "-m", "lth_scale.tracking.telling", *words]
-    environment = os.environ | {"WANDB_MODE": "online" if how.upload else "offline"}
-    try:  # a process of its own: the client reads the environment once, and here it may have
-        subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
-    except (subprocess.SubprocessError, OSError) as error:
-        print(f"warning: W&B: {error}; the agent's run lacks the results", file=sys.stderr)
+    words = [str(experiment.paths.root), "online" if how.upload else "offline"]
+    seeds = map(str, experiment.config.run.replicates)
+    aside("telling", [*words, *seeds], "the agent's run lacks the results")

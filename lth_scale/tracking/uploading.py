@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,14 @@ def pending(paths: RunPaths) -> list[Path]:
 
     Those of attempts at work are left to them; what a kill has torn is mended first.
     """
-    found = paths.root.glob(f"seed_*/*/round_*/attempts/*/{LOGS}")
-    return sorted(path for path in found if not sent(path).exists() and not _at_work(path) and segments.mend(path))
+    found = [*paths.root.glob(f"seed_*/*/round_*/attempts/*/{LOGS}"), *logs(paths.summary)]
+    left = (path for path in found if not sent(path).exists() and not _at_work(path) and not _overtaken(path))
+    return sorted(path for path in left if segments.mend(path))
+
+
+def _overtaken(path: Path) -> bool:
+    """Whether the service has a later log of the run: this one, of an attempt that was killed, would set it back."""
+    return any(other > path and sent(other).exists() for other in logs(RoundPaths(path.parents[4])))
 
 
 def _at_work(path: Path) -> bool:
@@ -47,6 +53,22 @@ def _at_work(path: Path) -> bool:
 def sent(path: Path) -> Path:
     """The client's own marker of a file that the service has."""
     return path.with_name(f"{path.name}.synced")
+
+
+def linked(path: Path) -> Path:
+    """The marker of a file whose run the service knows to use what it uses."""
+    return path.with_name(f"{path.name}.linked")
+
+
+def link(logs: Iterable[Path], limit: float) -> str:
+    """Declare what the runs of files that are sent start from, which the client cannot log; why if not all could be."""
+    waiting = [path for path in logs if sent(path).exists() and not linked(path).exists()]
+    using = [path for path in waiting if segments.uses(path)]
+    for path in set(waiting) - set(using):
+        linked(path).touch()
+    words = [sys.executable, "-m", "lth_scale.tracking.linking", *map(str, using)]
+    said = _said(words, time.monotonic() + limit) if using else ""
+    return "" if all(linked(path).exists() for path in using) else said
 
 
 def follow(folder: Path) -> None:
@@ -74,12 +96,19 @@ def sync(paths: RunPaths, limit: float | None = None) -> int:
     deadline = float("inf") if limit is None else time.monotonic() + limit
     waiting = pending(paths)
     with ExitStack() as held:
-        fresh = {path for path in waiting if held.enter_context(sending(path))}
+        fresh = {path for path in waiting if held.enter_context(sending(path)) and not _moved(path)}
         problem = _send(waiting, {path.name for path in waiting if path not in fresh}, deadline)
     left = [path for path in waiting if not sent(path).exists()]
     if left:
         raise UserError(f"{len(left)} of {len(waiting)} logs of {paths.root} were not sent: {problem}; try again later")
+    if said := link(paths.root.glob(f"seed_*/*/round_*/attempts/*/{LOGS}"), deadline - time.monotonic()):
+        print(f"not all is declared of what runs start from ({said}); lth sync {paths.root} tries again")
     return len(waiting)
+
+
+def _moved(path: Path) -> bool:
+    """Whether the run folder was logged somewhere else, where the client would look for the files of artifacts."""
+    return any(not Path(record.manifest.contents[0].local_path).exists() for record, _ in segments.kept(path))
 
 
 @contextmanager

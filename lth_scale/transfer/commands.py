@@ -9,6 +9,7 @@ from pathlib import Path
 from lth_scale import data, settings
 from lth_scale.config import Config
 from lth_scale.errors import UserError
+from lth_scale.transfer.fetching import fetched
 from lth_scale.transfer.origins import Origin, opened
 
 ARMS = ("ticket", "transfer", "transfer_reinit", "transfer_random", "transfer_dense")
@@ -27,7 +28,9 @@ def as_runs(words: Sequence[str]) -> list[list[str]]:
     if not sources or not targets or not all(targets):
         raise UserError("transfer needs sources and targets: lth transfer RUN... --to CONFIG... [--to CONFIG...]")
     out, shared = _out(shared)
-    return list(_runs([opened(source) for source in sources], [[*target, *shared] for target in targets], out))
+    return list(
+        _runs([opened(fetched(source, out)) for source in sources], [[*target, *shared] for target in targets], out)
+    )
 
 
 def _split(words: Sequence[str]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from lth_scale.masks import Mask
 from lth_scale.models import Prunable
 from lth_scale.paths import RunPaths
 from lth_scale.tickets import Ticket
+from lth_scale.transfer.fetching import fetched
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class Origin:
         """The file of a ticket, or of its mask. Raises UserError when it is not here."""
         if self.packed:
             if (seed, number) not in self.packed:
-                held = ", ".join(f"seed {s} round {r}" for s, r in sorted(self.packed))
+                held = ", ".join(f"seed {s} round {r}" for s, r in sorted(self.packed) if r)
                 raise UserError(
-                    f"transfer.sources: {self.place} holds no ticket of seed {seed} round {number}; only {held}"
+                    f"transfer.sources: {self.place} holds no ticket of seed {seed} round {number}; only {held}; "
+                    "choose by --run.seeds and --transfer.rounds"
                 )
             return self.packed[seed, number]
         mask = RunPaths(Path(self.place)).round(seed, "ticket", number).mask
@@ -76,7 +78,7 @@ class Origin:
     def ticket(self, seed: int, number: int, prunable: Sequence[Prunable]) -> Ticket:
         """Mask of these tensors, and theta_k. Raises UserError when something is missing, damaged or does not fit."""
         path = self.find(seed, number)
-        found = tickets.load(path) if self.packed else tickets.of_run(Path(self.place), seed, number)
+        found = self._packed(path, seed) if self.packed else tickets.of_run(Path(self.place), seed, number)
         if "theta_k" not in found.states:
             raise UserError(f"transfer.sources: {path} holds no theta_k, from which its ticket would start")
         absent = [tensor.name for tensor in prunable if tensor.name not in found.mask]
@@ -88,15 +90,30 @@ class Origin:
         )
         return Ticket(mask, found.states, found.config, found.provenance)
 
+    def _packed(self, path: Path, seed: int) -> Ticket:
+        """A ticket file; where it lacks theta_k, with that of its replicate's round 0, if that is the one it names."""
+        found, dense = tickets.load(path), self.packed.get((seed, 0))
+        if "theta_k" in found.states or dense is None:
+            return found
+        start = tickets.load(dense)
+        if found.provenance["theta_k_of_run"] != start.provenance["theta_k_of_run"]:
+            raise UserError(f"transfer.sources: {path} starts from another theta_k than {dense} holds; get them anew")
+        return Ticket(found.mask, start.states, found.config, found.provenance)
 
-def with_labels(transfer: Transfer) -> Transfer:
+
+def with_labels(transfer: Transfer, beside: Path) -> Transfer:
     """The section with every source as LABEL=PLACE, the place absolute; what has a label is not opened.
+
+    Args:
+        transfer: the section.
+        beside: the folder that holds the run, and what has to be brought for it.
 
     Raises UserError naming a source that is none, or two that hold tickets of one config.
     """
     named: dict[str, str] = {}
     for source in transfer.sources:
         label, place = labelled(source)
+        place = place if label else fetched(place, beside)
         label, place = label or opened(place).label, str(Path(place).expanduser().absolute())
         if named.setdefault(label, place) != place:
             raise UserError(f"transfer.sources: {named[label]} and {place} hold tickets of one config; name one")
