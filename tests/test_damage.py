@@ -25,6 +25,8 @@ from lth_scale.experiment import Experiment
 from lth_scale.files import read_json
 from lth_scale.paths import RunPaths
 
+pytestmark = pytest.mark.slow
+
 RESTORING_T = tiny(
     train={"duration": "20it", "batch_size": 100, "eval_every": "10it", "lr": 0.05},
     rewind={"at": "5it", "recipe": "lr_rewinding"},
@@ -76,7 +78,6 @@ def test_a_damaged_rewind_point_is_replaced_when_the_dense_round_runs_again(half
     assert_same(half, proof(whole))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_final_checkpoint_that_a_recipe_needs(damage: str, lth: Lth, tmp_path: Path) -> None:
     root = tmp_path / "run"
