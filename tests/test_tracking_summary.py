@@ -24,6 +24,7 @@ from lth_scale.experiment import Experiment
 from lth_scale.paths import RunPaths
 from lth_scale.report import headline, read_run
 from lth_scale.tracking import pending, segments, summarising, summary, sync, uploading
+from lth_scale.tracking.identity import Mode
 
 __all__ = ["online"]  # the fixture
 
@@ -176,14 +177,16 @@ def test_only_what_is_done_and_tracked_has_one(tmp_path: Path, fresh: Path, monk
     asked: list[str] = []
     monkeypatch.setattr(summary, "aside", lambda module, words, lacking: asked.append(words[0]))
     summary.summarise(fresh)
+    assert asked == [], "offline it is left to lth sync"
+    summary.summarise(fresh, syncing=True)
     assert asked == [str(fresh)]
     part = play(config(), tmp_path / "part", dense)
-    summary.summarise(part.paths.root)
+    summary.summarise(part.paths.root, syncing=True)
     RunPaths(fresh).tracking.unlink()
-    summary.summarise(fresh)
+    summary.summarise(fresh, syncing=True)
     assert asked == [str(fresh)], "of a part, and of what W&B knows nothing of, there is none"
     off = play(config("off", seeds=(0,)), tmp_path / "off")
-    summary.summarise(off.paths.root)
+    summary.summarise(off.paths.root, syncing=True)
     assert asked == [str(fresh)] and summary.complete(read_run(off.paths.root))
 
 
@@ -195,10 +198,14 @@ def test_of_two_at_once_one_logs(fresh: Path) -> None:
     assert len(summed(fresh)) == 1
 
 
-def test_a_report_and_a_sync_see_to_it(fresh: Path, capsys: pytest.CaptureFixture[str], online: Service) -> None:
+def test_a_report_and_a_sync_see_to_it(
+    fresh: Path, capsys: pytest.CaptureFixture[str], online: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And trouble is one warning."""
     (fresh / "summary").write_text("a file where a folder should be")
-    assert cli.main(["report", str(fresh)]) == 0
+    with monkeypatch.context() as changed:
+        changed.setattr(summary, "mode", lambda tracking: Mode(log=True, upload=True))
+        assert cli.main(["report", str(fresh)]) == 0
     said = capsys.readouterr().err
     assert said.count("warning: W&B: ") == said.count("\n") == 1 and "summary is not logged" in said
     (fresh / "summary").unlink()

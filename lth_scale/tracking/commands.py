@@ -20,6 +20,6 @@ def sync(words: list[str]) -> int:
         raise UserError("sync needs a run folder: lth sync RUN")
     if not (paths := RunPaths(Path(flags.run))).config.exists():
         raise UserError(f"{flags.run} is not a run folder: config.yaml is missing")
-    summarise(paths.root, send=False)
+    summarise(paths.root, syncing=True)
     print(f"sent {send(paths, flags.limit)} logs to W&B")
     return following(f"lth status {flags.run}")

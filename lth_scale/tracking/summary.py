@@ -25,23 +25,24 @@ def conclude(experiment: Experiment) -> None:
         print(why)
 
 
-def summarise(root: Path, send: bool = True) -> None:
+def summarise(root: Path, syncing: bool = False) -> None:
     """Log what a tracked run has come to, if nothing of it is missing and this was not logged already.
 
-    It takes a process some seconds, in which nothing is sent; where there is a key another one sends it afterwards.
+    It takes a process some seconds, in which nothing is sent; another one sends it afterwards. Where nothing is sent
+    before ``lth sync``, it is left to that.
 
     Args:
         root: the run folder.
-        send: whether that may be; with False it is left to who calls.
+        syncing: whoever calls sends it, whatever the mode.
     """
     paths = RunPaths(root)
     if not paths.tracking.exists():  # none of its rounds is known to W&B
         return
     results = read_run(root)
     how = mode(results.config.tracking)
-    if how.log and complete(results) and logged(paths) != digest(paths):
+    if how.log and (how.upload or syncing) and complete(results) and logged(paths) != digest(paths):
         with apart():
-            words = [str(root), "send" if send and how.upload else "keep"]
+            words = [str(root), "keep" if syncing else "send"]
             aside("summarising", words, "the run's summary is not logged; `lth sync` tries again")
 
 
