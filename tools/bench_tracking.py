@@ -91,7 +91,7 @@ def play(folder: Path, mode: str, steps: int) -> None:
             lottery.play(one, task)
         print(json.dumps([name, time.perf_counter() - begun, time.process_time() - cpu, waited[0]]))
     begun = time.perf_counter()
-    summary.summarise(folder, send=False)
+    summary.summarise(folder, syncing=True)
     print(json.dumps(["summary", time.perf_counter() - begun, 0.0, time.perf_counter() - begun]))
 
 
@@ -166,7 +166,7 @@ def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("bench_tracking.csv"))
     parser.add_argument("--child", help=argparse.SUPPRESS)

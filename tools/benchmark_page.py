@@ -60,7 +60,7 @@ imitation of W&B's service on loopback, and online against one that hangs, in pr
 is what a round waits for in all, from the first call to the end of its log on disk; it does not grow with the time that
 a round takes, so `share` of a longer round is less. The first round of a process starts W&B's client; `lth run` plays
 many rounds in one process, a Slurm job one. `/ off` are ratios to the same round without tracking, which other work on
-the machine disturbs. `summary` is what the run's summary takes at its very end, once.
+the machine disturbs. `summary` is what the run's summary takes at its very end, once; offline it is made by `lth sync`.
 """
 
 GPU = """\
