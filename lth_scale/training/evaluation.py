@@ -67,7 +67,8 @@ def evaluate(model: nn.Module, dataset: AnyDataset, split: SplitName, device: to
 
 def _in_step(batches: Iterable[Batch], dataset: AnyDataset) -> Iterator[Batch]:
     """As many batches on every rank, since a sharded model computes together: empty ones fill up."""
-    mine, blank = iter(batches), (torch.zeros(1, *dataset.shape), torch.empty(0, dtype=torch.int64))
+    blank = torch.zeros(2, *dataset.shape), torch.empty(0, dtype=torch.int64)  # torch compiles anew for one image
+    mine = iter(batches)
     while any(world.gathered((batch := next(mine, None)) is not None)):
         yield blank if batch is None else batch
 
