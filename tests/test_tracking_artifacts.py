@@ -17,6 +17,7 @@ import pytest
 import torch
 import wandb
 from proofs import ended, fork, proof
+from test_tracking import online
 from tiny_runs import K, dense, established, play, result, theta, ticket_mask, tiny
 from wandb_artifacts import Version
 from wandb_service import KEY, Service, service
@@ -31,6 +32,8 @@ from lth_scale.tasks import Task
 from lth_scale.tickets import Ticket
 from lth_scale.tracking import Identity, artifacts, opening, segments, sync, uploading
 from lth_scale.transfer import fetching, origins
+
+__all__ = ["online"]  # the fixture
 
 pytestmark = [pytest.mark.kill]  # each starts the client's own service
 
@@ -53,14 +56,6 @@ def name(run: Experiment, kind: str) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """Logged offline, never interrupted."""
     return play(config(run={"arms": ("ticket", "random")}), tmp_path_factory.mktemp("whole") / "run")
-
-
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    with service() as found:
-        for key, value in found.environment().items():
-            monkeypatch.setenv(key, value)
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -73,8 +73,9 @@ def _sparse(chosen: Chosen, out: Path, flags: Flags) -> Told:
 
     if chosen.mask is None:
         raise UserError("--format=sparse needs a mask, which the dense round and a saved state have not")
-    size = write_sparse(chosen.tensors(), chosen.mask, out, chosen.about, flags.values)
-    dense = sum(tensor.numel() * tensor.element_size() for tensor in chosen.tensors().values())
+    state = chosen.tensors()
+    size = write_sparse(state, chosen.mask, out, chosen.about, flags.values)
+    dense = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     return size, [f"{dense / size:.2f} times smaller than its tensors"], "lth_scale.export.read_sparse in Python"
 
 

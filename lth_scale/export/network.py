@@ -16,7 +16,14 @@ from lth_scale.models.compacting import compacted
 
 @dataclass(frozen=True)
 class Network:
-    """Args: model: in eval mode, pruned weights 0; shape: of one image; small: the same without dead units."""
+    """A network, and what is exported of it.
+
+    Args:
+        model: in eval mode, pruned weights 0.
+        shape: of one image.
+        small: the same without dead units.
+        told: how many are left, or why all; empty where nobody asked.
+    """
 
     model: nn.Module
     shape: tuple[int, int, int]
