@@ -378,6 +378,5 @@ def test_every_image_counts_once_at_any_rank_count_and_batch_size(tmp_path: Path
             every = [answer[size] for answer in answers]
             assert all(measure == expected for measure, _ in every)
             assert {len(theirs) for _, theirs in every} == {-(-len(passes) // ranks)}, "ranks compute in step"
-            idle = sum(theirs.count(1) for _, theirs in every)
-            assert sum(sum(theirs) for _, theirs in every) == 597 + idle  # images that have no weight
-            assert idle == -len(passes) % ranks
+            blank = [2] * (-len(passes) % ranks)  # passes of two images that have no weight
+            assert sorted(n for _, theirs in every for n in theirs) == sorted([*passes, *blank])
