@@ -97,6 +97,8 @@ class Experiment:
             )
         if config.prune.early_bird:
             self._check_early_bird()
+        if config.train.compact:
+            self._check_compact()
         if pruning.scopes[config.prune.scope].channels:
             if config.transfer.layers != "all":
                 raise UserError(
@@ -119,6 +121,15 @@ class Experiment:
         ]:
             if wrong:
                 raise UserError(f"prune.early_bird={self.config.prune.early_bird} is not valid with {what}; choose 0")
+
+    def _check_compact(self) -> None:
+        wrong = f"train.compact=True is not valid with {self.config.model.name}"
+        try:
+            self.channels  # noqa: B018
+        except UserError as error:
+            raise UserError(f"{wrong}, of which units cannot be removed: {error}; choose false") from None
+        if models.has_dropout(self.skeleton):
+            raise UserError(f"{wrong}: its dropout would draw other noise for fewer units; choose false")
 
     @property
     def world(self) -> int:

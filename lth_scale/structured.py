@@ -67,6 +67,28 @@ def next_mask(
     return channels.channel_mask(groups, kept, prunable)
 
 
+def connected(groups: Sequence[Group], mask: Mask) -> list[torch.Tensor]:
+    """For each group, bool [size]: the units that a mask leaves some weight, into or out of them.
+
+    The others reach no output, and nothing of them is ranked: a round trains the same without them. A unit that has
+    only inputs left has weights that the next round ranks; one that has only outputs left is a constant that trains.
+
+    Args:
+        groups: the model's coupled units; the first of each counts as connected where none is.
+        mask: any; weights that it does not cover and that read a unit survive.
+    """
+    found = []
+    for group in groups:
+        alive = torch.zeros(group.size, dtype=torch.bool)
+        for axis in group.producers + group.consumers:
+            if axis.name in mask:
+                alive |= mask[axis.name].movedim(axis.dim, 0).reshape(group.size, -1).any(1)
+        alive |= any(axis.name not in mask for axis in group.consumers)
+        alive[0] |= not alive.any()
+        found.append(alive)
+    return found
+
+
 Draw = Callable[[str, int], torch.Tensor]
 
 

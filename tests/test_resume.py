@@ -230,6 +230,7 @@ BINDING = {
     "train.clip": "1.0",
     "train.ema": "0.9",
     "train.sync_batchnorm": "true",
+    "train.compact": "true",
     "train.eval_every": "5it",
     "prune.rate": "0.3",
     "prune.rates.conv": "0.3",

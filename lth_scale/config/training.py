@@ -115,6 +115,7 @@ class Train:
         clip: largest norm of the gradient, of the surviving weights only; 0 means any.
         ema: decay per step of an average of the weights, which is what is evaluated; 0 means none.
         sync_batchnorm: batch statistics over all devices instead of one micro-batch; on GPUs only.
+        compact: later rounds leave out units without any surviving weight, in or out; equal to rounding, and faster.
         eval_every: the grid on which validation is measured (test, where nothing is held out).
         checkpoint_every: how many steps a crash may cost.
     """
@@ -137,6 +138,7 @@ class Train:
     clip: float = 0.0
     ema: float = 0.0
     sync_batchnorm: bool = False
+    compact: bool = False
     eval_every: str = "100it"
     checkpoint_every: str = "2000it"
 

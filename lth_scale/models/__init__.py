@@ -17,5 +17,6 @@ from lth_scale.models.parameters import Prunable as Prunable
 from lth_scale.models.parameters import Unprunable as Unprunable
 from lth_scale.models.parameters import decay_groups as decay_groups
 from lth_scale.models.parameters import has_batchnorm as has_batchnorm
+from lth_scale.models.parameters import has_dropout as has_dropout
 from lth_scale.models.parameters import prunable as prunable
 from lth_scale.models.parameters import unprunable as unprunable

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from math import prod
 
 import torch
 from torch import nn
 
-from lth_scale.models.coupling import Axis, Group, Kept
+from lth_scale.models.coupling import Group, Kept
 from lth_scale.models.parameters import CONVOLUTIONS
 
 
@@ -26,9 +28,9 @@ def narrowed(model: nn.Module, groups: Sequence[Group], kept: Kept) -> nn.Module
     """
     network = copy.deepcopy(model)
     network.zero_grad()
-    cuts = _cuts(groups, kept)
-    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
-        tensor.data = _cut(tensor.data, cuts.get(name, []))
+    stored = dict(chain(network.named_parameters(), network.named_buffers()))
+    for name, cut in cuts(groups, kept, {name: tuple(tensor.shape) for name, tensor in stored.items()}).items():
+        stored[name].data = cut.of(stored[name].data)
     for module in network.modules():
         _resize(module)
     return network
@@ -45,30 +47,74 @@ def widened(
         groups: of the original model.
         kept: for each group, bool [size], as the network was narrowed.
     """
-    cuts, wide = _cuts(groups, kept), {}
+    found, wide = cuts(groups, kept, {name: tuple(tensor.shape) for name, tensor in like.items()}), {}
     for name, values in state.items():
-        places = _cut(torch.arange(like[name].numel(), device=values.device).view(like[name].shape), cuts.get(name, []))
-        flat = like[name].to(values, copy=True).flatten()
-        flat[places.flatten()] = values.flatten()
-        wide[name] = flat.view(like[name].shape)
+        wide[name] = like[name].to(values, copy=True)
+        if name in found:
+            places = found[name].flat(0, values.numel()).to(values.device)
+            wide[name] = wide[name].flatten().index_copy(0, places, values.flatten()).view(like[name].shape)
+        else:
+            wide[name].copy_(values)
     return wide
 
 
-def _cuts(groups: Sequence[Group], kept: Kept) -> dict[str, list[tuple[Axis, torch.Tensor]]]:
-    """Name -> (axis, bool [size]) of each dimension that loses channels."""
-    cuts: dict[str, list[tuple[Axis, torch.Tensor]]] = {}
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Which entries of a tensor stay: those at places that stay in each of its dimensions.
+
+    Args:
+        whole: its original shape.
+        places: for each dimension, int64 [entries that stay], ascending; at least one.
+    """
+
+    whole: tuple[int, ...]
+    places: tuple[torch.Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is left of the original one."""
+        return tuple(map(len, self.places))
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The entries that stay, of a tensor of the original shape; itself where all do."""
+        for dim, places in enumerate(self.places):
+            if len(places) < self.whole[dim]:
+                tensor = tensor.index_select(dim, places.to(tensor.device))
+        return tensor
+
+    def flat(self, start: int, stop: int) -> torch.Tensor:
+        """int64 [stop - start], ascending: where a flat range of what stays lies in the flattened original."""
+        rest, stride = torch.arange(start, stop), 1
+        found = torch.zeros_like(rest)
+        for size, places in zip(reversed(self.whole), reversed(self.places), strict=True):
+            found += places[rest % len(places)] * stride
+            rest, stride = rest // len(places), stride * size
+        return found
+
+    def around(self, start: int, stop: int) -> tuple[int, int]:
+        """The flat range of the original that goes with one of what stays: ranges that tile one tile the other."""
+        edges = {0: 0, prod(self.shape): prod(self.whole)}
+        first, last = (edges[at] if at in edges else int(self.flat(at, at + 1)) for at in (start, stop))
+        return first, last
+
+
+def cuts(groups: Sequence[Group], kept: Kept, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Cut]:
+    """Name -> what stays of it, of the tensors that lose something.
+
+    Args:
+        groups: of the original model.
+        kept: for each group, bool [size], True = stays.
+        shapes: name -> original shape of every parameter and buffer of interest.
+    """
+    found: dict[str, dict[int, torch.Tensor]] = {}
     for group, alive in zip(groups, kept, strict=True):
         for axis in group.axes:
-            cuts.setdefault(axis.name, []).append((axis, alive))
-    return cuts
-
-
-def _cut(tensor: torch.Tensor, cuts: Sequence[tuple[Axis, torch.Tensor]]) -> torch.Tensor:
-    """The entries of a tensor that belong to channels that stay."""
-    for axis, alive in cuts:
-        places = axis.spread(alive).nonzero().flatten()
-        tensor = tensor.index_select(axis.dim, places.to(tensor.device))
-    return tensor
+            if axis.name in shapes and not alive.all():
+                found.setdefault(axis.name, {})[axis.dim] = axis.spread(alive).nonzero().flatten()
+    return {
+        name: Cut(shapes[name], tuple(lost.get(dim, torch.arange(size)) for dim, size in enumerate(shapes[name])))
+        for name, lost in found.items()
+    }
 
 
 def _resize(module: nn.Module) -> None:

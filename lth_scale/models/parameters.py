@@ -92,6 +92,11 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether single values are dropped in training, by noise that depends on how many there are."""
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether the module is a norm layer: torch's, or a foreign one that says so in its class's name."""
     wraps = any(isinstance(inner, (*CONVOLUTIONS, nn.Linear)) for inner in module.modules())

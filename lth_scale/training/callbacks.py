@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,7 @@ class Checkpoints(Part):
         curves: made durable before each checkpoint.
         watch: times it; its seconds travel in the manifest.
         keep_optimizer: whether the final state keeps the optimizer's.
+        widened: what a rank holds -> what of it is stored, in the original shapes.
         owned: raises if this attempt may not write any more.
         staging: carries states there while training goes on; None: training waits.
         told: called on the first rank with the measures that a published state makes final.
@@ -225,13 +226,14 @@ class Checkpoints(Part):
         curves: Curves,
         watch: Stopwatch,
         keep_optimizer: bool,
+        widened: Callable[[Iterable[checkpoint.Part]], Iterable[checkpoint.Part]],
         owned: Callable[[], None],
         staging: checkpoint.Staging | None,
         told: Callable[[Sequence[Measure]], None],
     ) -> None:
         self._folder, self._every, self._end, self._attempt, self._owned = folder, every, end, attempt, owned
         self._curves, self._watch = curves, watch
-        self._keep_optimizer, self._staging, self._told = keep_optimizer, staging, told
+        self._keep_optimizer, self._widened, self._staging, self._told = keep_optimizer, widened, staging, told
         self.finished: Path | None = None
         self._last: Path | None = None
         self._before = -1
@@ -255,7 +257,7 @@ class Checkpoints(Part):
     def _publish(self, module: Classifier, step: int) -> None:
         with self._watch.timing("checkpoint"):
             self._curves.sync()
-            state = parts(module.shards, optimizer=step != self._end.step or self._keep_optimizer)
+            state = self._widened(parts(module.shards, step != self._end.step or self._keep_optimizer))
             scaler = module.trainer.precision_plugin.state_dict()
             extra: dict[str, Any] = {"seconds": self._watch.read(), "scaler": scaler}
             if self._end.early:

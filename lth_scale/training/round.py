@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,10 +21,12 @@ from lth_scale.config import Data, Hardware, Train
 from lth_scale.data import AnyDataset, Training, accumulation, training_batches
 from lth_scale.duration import steps
 from lth_scale.masks import Mask
+from lth_scale.models.coupling import Group
 from lth_scale.paths import RoundPaths
 from lth_scale.training import callbacks as parts
 from lth_scale.training import environment, stopping, strategies
 from lth_scale.training.averages import Average
+from lth_scale.training.compact import Compact
 from lth_scale.training.early_bird import EarlyBird, End, Ended, Leave
 from lth_scale.training.evaluation import Curves, Measure, read_curves
 from lth_scale.training.mixing import Mixing
@@ -56,6 +59,7 @@ class Job:
         keep_optimizer: whether the final state keeps its optimizer's, which only some recipes read.
         drawn: state -> the mask that it would leave, with Early-Bird.
         early_bird: the distance below which masks agree.
+        groups: the model's coupled units, of which dead ones are left out of training; none trains all.
     """
 
     build: Callable[[], nn.Module]
@@ -76,6 +80,12 @@ class Job:
     keep_optimizer: bool
     drawn: Callable[[State], Mask] | None
     early_bird: float
+    groups: Sequence[Group]
+
+    @cached_property
+    def compact(self) -> Compact:
+        """The round's view of network, mask and states."""
+        return Compact(self.groups, self.start.mask, self.start.state.masked(self.start.mask))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -155,8 +165,8 @@ def _checkpoints(job: Job, end: End, curves: Curves, watch: parts.Stopwatch) -> 
     folder, hardware = job.paths.checkpoints, job.hardware
     scratch = resources.on_this_machine("hardware.scratch", hardware.scratch)
     staging = checkpoint.Staging(scratch, hardware.timeout) if scratch else None
-    keep = job.keep_optimizer
-    return parts.Checkpoints(folder, every, end, job.attempt, curves, watch, keep, job.owned, staging, job.told)
+    keep, whole = job.keep_optimizer, job.compact.widened
+    return parts.Checkpoints(folder, every, end, job.attempt, curves, watch, keep, whole, job.owned, staging, job.told)
 
 
 def _callback(
@@ -164,8 +174,8 @@ def _callback(
 ) -> pl.Callback:
     every = steps(job.train.eval_every, job.steps_per_epoch, "train.eval_every")
     scaler = Stored.open(where).extra.get("scaler") if where else None
-    begin = parts.Begin(lambda: Stored.open(where) if where else job.reload(), scaler)
-    zeros = [parts.Zeros(job.start.mask)] if job.masked else []
+    begin = parts.Begin(lambda: job.compact.narrow(Stored.open(where) if where else job.reload()), scaler)
+    zeros = [parts.Zeros(job.compact.mask)] if job.masked else []
     average = [Average(job.train.ema)] if job.train.ema else []
     points = parts.RewindPoints(job.rewind_points, job.break_at, job.owned)
     evaluation = parts.Evaluation(job.dataset, every, job.marks, end, curves, watch)
@@ -184,9 +194,9 @@ def _module(job: Job, first: int) -> Classifier:
     shift = None if clock.schedule is None else clock.schedule - clock.start
     mixed = train.mixup or train.cutmix
     mixing = Mixing(train, job.dataset.classes, streams["augment"], clock.noise) if mixed else None
-    dropout = streams["dropout"]
+    network, dropout = job.compact.network(job.build()), streams["dropout"]
     return Classifier(
-        job.build(), job.dataset, train, job.schedule, first, shift, clock.stop, dropout, mixing, job.hardware
+        network, job.dataset, train, job.schedule, first, shift, clock.stop, dropout, mixing, job.hardware
     )
 
 
