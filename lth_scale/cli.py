@@ -38,8 +38,9 @@ see
   lth list WHAT              {topics}
 things
   lth ticket export RUN --out FILE [--seed N] [--arm NAME] [--round N] [--theta] [--values fp16] [--whole]
-                    [--format safetensors|sparse|onnx|torch.export]
+                    [--format safetensors|sparse|onnx|onnx_int8|torch.export]
                              one file for other programs (RUN: also a packed ticket, or a saved state's folder)
+  lth ticket bench TICKET    size, speed, memory and accuracy of all it can become, beside dense (docs/bench.md)
   lth ticket pack RUN --out FILE [--seed N] [--round N]
                              a ticket to carry: mask, theta_k, config, where it is from, checksums, in one file
   lth ticket show TICKET [--json]
@@ -239,8 +240,7 @@ def _list(words: list[str]) -> int:
     topics = _topics()
     if len(words) != 1 or words[0] not in topics:
         raise unknown("list", " ".join(words), topics)
-    for line in topics[words[0]]():
-        print(line)
+    print(*topics[words[0]](), sep="\n")
     return following("lth run CONFIG --plan")
 
 

@@ -57,6 +57,11 @@ class RoundPaths:
         """Holds ``NNNNNN`` files: who works on this round; the highest owns it."""
         return self.folder / "claims"
 
+    @property
+    def bench(self) -> Path:
+        """What ``lth ticket bench`` measured of the round's ticket: bench.json, bench.csv."""
+        return self.folder / "bench"
+
     def attempt(self, number: int) -> Path:
         """What one attempt alone writes to."""
         return self.folder / "attempts" / f"{number:06d}"
@@ -101,6 +106,10 @@ class RunPaths:
     def lines(self) -> list[Path]:
         """What was measured between the ends of rounds, in folder order."""
         return sorted(self.root.glob("seed_*/*/round_*/line.json"))
+
+    def benches(self) -> list[Path]:
+        """What was measured of exported tickets, in folder order."""
+        return sorted(self.root.glob("seed_*/*/round_*/bench/bench.json"))
 
     @property
     def report(self) -> Path:

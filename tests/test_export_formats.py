@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -20,7 +21,7 @@ from torch import nn
 from lth_scale import cli
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
-from lth_scale.export import programs, read_sparse
+from lth_scale.export import load_sparse, programs, read_sparse
 from lth_scale.export.network import Network
 from lth_scale.export.sparse import VALUES, write_sparse
 from lth_scale.masks import Mask
@@ -113,16 +114,22 @@ def test_what_fp16_cannot_hold_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
-def test_two_runtimes_compute_the_ticket(whole: bool, run: Experiment, tmp_path: Path) -> None:
+def test_three_runtimes_compute_the_ticket(whole: bool, run: Experiment, tmp_path: Path) -> None:
     out = export(run, tmp_path / "ticket.onnx", "--format=onnx", *(["--whole"] if whole else []))
     onnx.checker.check_model(str(out), full_check=True)
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     reference = ReferenceEvaluator(str(out))
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else bf16, on processors that have it
+    compiled = openvino.Core().compile_model(str(out), "CPU", exact)
     for count in (1, 5):
         given = {"images": images(run, count).numpy()}
         with torch.no_grad():
             expected = trained(run)(images(run, count)).numpy()
-        for name, found in (("onnxruntime", session.run(None, given)[0]), ("reference", reference.run(None, given)[0])):
+        for name, found in (
+            ("onnxruntime", session.run(None, given)[0]),
+            ("openvino", compiled(given)["logits"]),
+            ("reference", reference.run(None, given)[0]),
+        ):
             assert np.abs(found - expected).max() < 1e-4, name
 
 
@@ -136,18 +143,30 @@ def test_units_without_weights_are_not_exported(
     assert " hidden units are left" in said and small < whole
 
 
+def bare(folder: Path, code: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a Python that has its standard library, onnxruntime and numpy, and in a folder of its own."""
+    (folder / "packages").mkdir(exist_ok=True)
+    for module in (np, onnxruntime):
+        source = Path(module.__file__).parent
+        for part in source.parent.glob(f"{source.name}*"):  # numpy.libs too
+            if not (link := folder / "packages" / part.name).exists():
+                link.symlink_to(part)
+    code = f"import sys; sys.path.append({str(folder / 'packages')!r}); {code}"
+    command = [sys.executable, "-I", "-S", "-c", code, *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_the_example_needs_nothing_of_ours(run: Experiment, tmp_path: Path) -> None:
     out = export(run, tmp_path / "ticket.onnx", "--format=onnx")
     np.save(tmp_path / "images.npy", images(run, 4).numpy())
     script = ROOT / "examples" / "onnx_inference.py"
-    assert len(script.read_text().split("def main")[1].splitlines()) < 20 and "lth_scale" not in script.read_text()
-    told = subprocess.run(
-        [sys.executable, str(script), str(out), str(tmp_path / "images.npy")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    assert len(script.read_text().splitlines()) <= 20
+    for absent in ("lth_scale", "torch", "onnx"):
+        assert f"No module named '{absent}'" in bare(tmp_path, f"import {absent}").stderr
+    run_it = "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    told = bare(tmp_path, run_it, script, out, tmp_path / "images.npy")
+    assert told.returncode == 0, told.stderr
     with torch.no_grad():
         expected = trained(run)(images(run, 4)).argmax(1).tolist()
     assert [int(word) for word in told.stdout.split()] == expected
@@ -193,3 +212,28 @@ def test_a_ticket_file_is_exported_where_it_starts(run: Experiment, tmp_path: Pa
     start = read_sparse(export(ticket, tmp_path / "sparse", "--format=sparse"))
     expected = read_sparse(export(run, tmp_path / "theta", "--format=sparse", "--theta"))
     assert all(torch.equal(start[name], expected[name]) for name in start | expected)
+
+
+# the sparse file as a program
+
+
+@pytest.mark.parametrize("values", ["fp32", "int8"])
+def test_a_sparse_file_runs_without_its_run(run: Experiment, values: str, tmp_path: Path) -> None:
+    """The network is built from what the file tells; the control is the network with other weights."""
+    path = export(run, tmp_path / "x", "--format", "sparse", "--values", values)
+    model = run.model(0).eval()
+    model.load_state_dict(read_sparse(path), strict=False)
+    execute = load_sparse(path)
+    for count in (1, 20):
+        given = images(run, count)
+        with torch.no_grad():
+            expected, others = model(given).numpy(), run.model(0).eval()(given).numpy()
+        np.testing.assert_allclose(execute(given.numpy()), expected, rtol=1e-4, atol=1e-4)
+        assert abs(others - expected).max() > 0.01
+
+
+def test_a_sparse_file_that_does_not_tell_its_network_is_refused(tmp_path: Path) -> None:
+    state, mask = random_state(0.1)
+    write_sparse(state, mask, tmp_path / "x", {}, "fp32")
+    with pytest.raises(UserError, match=r"does not tell its network \(config, shape, classes missing\)"):
+        load_sparse(tmp_path / "x")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import ticket_section
 from tables import markdown
 
 TOP = """\
@@ -65,7 +66,8 @@ the machine disturbs. `summary` is what the run's summary takes at its very end,
 
 GPU = """\
 Nothing was run on a GPU. On a node with two or more, `python tools/gpu_matrix.py --devices 2 --precision bf16 --out
-results/gpu_matrix.csv` runs every strategy over nccl and compares their tickets.
+results/gpu_matrix.csv` runs every strategy over nccl and compares their tickets. `lth ticket bench` adds rows for dense
+and 2:4 weights in fp16 by itself where there is a GPU; 2:4 on sparse tensor cores was not run.
 """
 
 
@@ -79,7 +81,10 @@ def page(results: Path) -> str:
         _section("Memory of training in shards", MEMORY, results / "bench_memory.csv"),
         _section("Tracking", TRACKING, results / "bench_tracking.csv"),
     ]
-    return "\n".join([TOP, *(line for section in sections for line in section), f"## On GPUs\n{GPU}"]) + "\n"
+    tickets = ticket_section.section(results)
+    return (
+        "\n".join([TOP, *(line for section in [*sections, tickets] for line in section), f"## On GPUs\n{GPU}"]) + "\n"
+    )
 
 
 def _section(title: str, text: str, path: Path) -> Iterator[str]:

@@ -10,21 +10,24 @@ from lth_scale.errors import UserError, unknown
 from lth_scale.words import following, parser
 
 if TYPE_CHECKING:
+    from lth_scale.export.network import Network
     from lth_scale.export.sources import Chosen
 
 
 class Flags(Protocol):
     """Those that formats ask for."""
 
-    values: str
+    place: str
+    values: str | None
     whole: bool
 
 
 def ticket(words: list[str]) -> int:
     """Run one of the commands on tickets; the exit code."""
-    from lth_scale.export import looking
+    from lth_scale.export import benching, looking
 
     actions = {"export": export, "pack": pack, "show": looking.show, "import": import_, "diff": looking.diff}
+    actions["bench"] = benching.bench
     if not words or words[0] not in actions:
         raise unknown("ticket", words[0] if words else "", actions)
     return actions[words[0]](words[1:])
@@ -32,7 +35,7 @@ def ticket(words: list[str]) -> int:
 
 def export(words: list[str]) -> int:
     """One file from a run folder, or from the folder of a saved state."""
-    from lth_scale.export import choose
+    from lth_scale.export import choose, images
 
     made = parser("ticket export", "place")
     for option, default in (("--out", None), ("--format", "safetensors"), ("--arm", "ticket")):
@@ -41,13 +44,15 @@ def export(words: list[str]) -> int:
         made.add_argument(option, type=int)
     made.add_argument("--theta", action="store_true")
     made.add_argument("--whole", action="store_true")
-    made.add_argument("--values", default="fp32")
+    made.add_argument("--values")
+    made.add_argument("--data.dir", default="")
     flags = made.parse_args(words)
     if not flags.place or not flags.out:
         raise UserError("ticket export needs a run folder and a file: lth ticket export RUN --out FILE")
     if flags.format not in FORMATS:
         raise unknown("--format", flags.format, FORMATS)
-    chosen = choose(Path(flags.place), flags.seed, flags.arm, flags.round, flags.theta)
+    found = choose(Path(flags.place), flags.seed, flags.arm, flags.round, flags.theta)
+    chosen = images.moved(found, getattr(flags, "data.dir"))
     told = ", ".join(f"{key} {value}" for key, value in chosen.about.items() if key not in ("mask", "theta_k"))
     size, more, then = FORMATS[flags.format](chosen, Path(flags.out), flags)
     print(f"{flags.out}: {size:,} bytes, {told}")
@@ -69,20 +74,43 @@ def _safetensors(chosen: Chosen, out: Path, flags: Flags) -> Told:
 
 
 def _sparse(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export.multiplying import description
     from lth_scale.export.sparse import write_sparse
 
     if chosen.mask is None:
         raise UserError("--format=sparse needs a mask, which the dense round and a saved state have not")
     state = chosen.tensors()
-    size = write_sparse(state, chosen.mask, out, chosen.about, flags.values)
+    size = write_sparse(state, chosen.mask, out, chosen.about | description(chosen.config), flags.values or "fp32")
     dense = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    return size, [f"{dense / size:.2f} times smaller than its tensors"], "lth_scale.export.read_sparse in Python"
+    return size, [f"{dense / size:.2f} times smaller than its tensors"], "lth_scale.export.load_sparse runs it"
+
+
+def _semi_structured(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export.semi_structured import by_reason, write_semi_structured
+
+    if chosen.mask is None:
+        raise UserError("--format=semi_structured needs a mask, which the dense round and a saved state have not")
+    mask, values = chosen.mask, flags.values or "fp16"
+    size, dense = write_semi_structured(chosen.tensors(), mask, out, chosen.about, values)
+    told = [f"{len(mask) - len(dense)} of {len(mask)} masked tensors are packed, in {values}"]
+    told += [f"dense, {why}: {', '.join(names)}" for why, names in by_reason(dense).items()]
+    return size, told, "lth_scale.export.load_semi_structured in Python, on an NVIDIA GPU"
 
 
 def _onnx(chosen: Chosen, out: Path, flags: Flags) -> Told:
     from lth_scale.export.programs import write_onnx
 
     return _program(write_onnx, chosen, out, flags, "examples/onnx_inference.py shows how to run it")
+
+
+def _onnx_int8(chosen: Chosen, out: Path, flags: Flags) -> Told:
+    from lth_scale.export import images
+    from lth_scale.export.quantising import export_int8
+
+    def write(found: Network, path: Path) -> tuple[int, float]:
+        return export_int8(found, images.load(chosen), path)
+
+    return _program(write, chosen, out, flags, f"lth ticket bench {flags.place} measures what rounding costs")
 
 
 def _torch_export(chosen: Chosen, out: Path, flags: Flags) -> Told:
@@ -102,7 +130,9 @@ def _program(write: Callable[..., tuple[int, float]], chosen: Chosen, out: Path,
 FORMATS: dict[str, Callable[[Chosen, Path, Flags], Told]] = {
     "safetensors": _safetensors,
     "sparse": _sparse,
+    "semi_structured": _semi_structured,
     "onnx": _onnx,
+    "onnx_int8": _onnx_int8,
     "torch.export": _torch_export,
 }
 

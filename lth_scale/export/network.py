@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def network(chosen: Chosen, whole: bool = False) -> Network:
     config = settings.read_text(chosen.config, Path("the config"))
     seen = data.describe(config.data)
     model = models.build(config.model, seen.shape, seen.classes, 0).eval()
-    _load(model, chosen)
+    fill(model, chosen.tensors())
     if whole:
         return Network(model, seen.shape, model, "")
     try:
@@ -59,9 +60,9 @@ def network(chosen: Chosen, whole: bool = False) -> Network:
 
 
 @torch.no_grad()
-def _load(model: nn.Module, chosen: Chosen) -> None:
-    state = chosen.tensors()
+def fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into a model. Raises UserError where it has not every parameter and buffer in its shape."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name not in state or state[name].shape != tensor.shape:
-            raise UserError(f"{name} of the config's model is not in the state, or of another shape there")
+            raise UserError(f"{name} of the model is not in the state, or of another shape there")
         tensor.copy_(state[name])

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lth_scale import files
 from lth_scale.errors import UserError
@@ -28,20 +30,26 @@ def write_onnx(found: Network, path: Path) -> tuple[int, float]:
 
     Raises UserError when onnx, onnxscript or onnxruntime are not there, or when outputs differ; then there is no file.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"--format=onnx needs {', '.join(missing)}: pip install 'lth_scale[export]'")
-    with _quiet():
+    missing("--format=onnx")
+    with quiet():
         program = torch.onnx.export(_program(found), (), input_names=[INPUT], output_names=[OUTPUT], verbose=False)
         assert program is not None
         content = program.model_proto.SerializeToString()
-    return _placed(found, path, content, _in_onnx_runtime(content))
+    run = onnx_runner(content, torch.get_num_threads())
+    return _placed(found, path, content, lambda images: torch.from_numpy(run(images.numpy())))
+
+
+def missing(what: str) -> None:
+    """Raise UserError naming the packages that ONNX needs and that are not there."""
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if absent:
+        raise UserError(f"{what} needs {', '.join(absent)}: pip install 'lth_scale[export]'")
 
 
 def write_torch_export(found: Network, path: Path) -> tuple[int, float]:
     """A program for torch.export.load; (its bytes, largest difference of an output). Raises UserError as write_onnx."""
     held = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(_program(found), held)
         loaded = torch.export.load(io.BytesIO(held.getvalue())).module()
     return _placed(found, path, held.getvalue(), loaded)
@@ -52,13 +60,15 @@ def _program(found: Network) -> torch.export.ExportedProgram:
     return torch.export.export(found.small, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def _in_onnx_runtime(content: bytes) -> Runner:
+def onnx_runner(program: bytes | Path, threads: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Images float32 [N, channels, height, width] -> logits float32 [N, classes], by ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    held = str(program) if isinstance(program, Path) else program
+    session = onnxruntime.InferenceSession(held, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
 
 
 def _placed(found: Network, path: Path, content: bytes, run: Runner) -> tuple[int, float]:
@@ -84,14 +94,13 @@ def _difference(found: Network, run: Runner) -> float:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on its progress and on deprecations of its own."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Without the exporters' notes on their progress and on deprecations of their own."""
+    below = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(below)

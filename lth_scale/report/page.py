@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lth_scale import files
-from lth_scale.report import explore, figures, several, words
+from lth_scale.report import explore, figures, several, speed, words
 from lth_scale.report.figures import LABELS
 from lth_scale.report.grids import Grid, grids
 from lth_scale.report.latex import latex
@@ -62,7 +62,7 @@ def plots(one: Study) -> list[Plot]:
             "Hollow triangles are lower bounds: some replicate's loss was still falling."
         )
         made.append(_plot("early_stop", "Early-stopping iteration", caption, figures.early_stop, one))
-    return [*made, *several.transfer_plots([one]), *_detail_plots(one)]
+    return [*made, *several.transfer_plots([one]), *_detail_plots(one), *speed.plots(one.run)]
 
 
 def _detail_plots(one: Study) -> list[Plot]:

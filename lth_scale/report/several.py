@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from lth_scale.report import connectivity, matrices, overlaps
+from lth_scale.report import connectivity, matrices, overlaps, speed
 from lth_scale.report.compare import comparable, comparison, methods
 from lth_scale.report.grids import Grid
 from lth_scale.report.heatmap import heatmap
@@ -66,13 +66,13 @@ def transfer_plots(studies: Sequence[Study]) -> list[Plot]:
 
 
 def own_grids(one: Study) -> list[Grid]:
-    """Of one run: its carried tickets, how alike its masks are, what its blocks keep."""
+    """Of one run: size and speed of its tickets, carried ones, how alike its masks are, what its blocks keep."""
     found = matrices.overlaps(one.overlaps, "replicates", "How alike the masks are", matrices.NESTED)
     if not found and len(one.run.seeds) > 1 and one.overlaps.empty and max(one.run.rounds("ticket"), default=0):
         found = [Grid("How alike the masks are", matrices.GONE, [])]
     rounds = matrices.overlaps(one.overlaps, "rounds", "How alike masks of successive rounds are", "One replicate.")
     rest = connectivity.grid(one.run), matrices.transferred(matrix([one.run])), matrices.blocks(blocks(one.run))
-    return [*filter(None, rest), *found, *rounds]
+    return [*speed.grids(one.run), *filter(None, rest), *found, *rounds]
 
 
 def tables(studies: Sequence[Study], together: Compared) -> dict[str, pd.DataFrame]:
