@@ -97,8 +97,11 @@ class Experiment:
             )
         if config.prune.early_bird:
             self._check_early_bird()
-        if config.train.compact:
-            self._check_compact()
+        if config.train.compact and models.has_dropout(self.skeleton):
+            raise UserError(
+                f"train.compact=True is not valid with {config.model.name}: its dropout would draw other noise for"
+                " fewer units; choose false"
+            )
         if pruning.scopes[config.prune.scope].channels:
             if config.transfer.layers != "all":
                 raise UserError(
@@ -121,15 +124,6 @@ class Experiment:
         ]:
             if wrong:
                 raise UserError(f"prune.early_bird={self.config.prune.early_bird} is not valid with {what}; choose 0")
-
-    def _check_compact(self) -> None:
-        wrong = f"train.compact=True is not valid with {self.config.model.name}"
-        try:
-            self.channels  # noqa: B018
-        except UserError as error:
-            raise UserError(f"{wrong}, of which units cannot be removed: {error}; choose false") from None
-        if models.has_dropout(self.skeleton):
-            raise UserError(f"{wrong}: its dropout would draw other noise for fewer units; choose false")
 
     @property
     def world(self) -> int:
@@ -190,6 +184,11 @@ class Experiment:
     def channels(self) -> list[models.channels.Group]:
         """The channels that can go together. Raises UserError for a model that cannot be followed."""
         return models.channels.groups(self.skeleton, self.description.shape)
+
+    @cached_property
+    def units(self) -> list[models.channels.Group]:
+        """The same of any model, without those that cannot be followed."""
+        return models.channels.groups(self.skeleton, self.description.shape, strict=False)
 
     @cached_property
     def plan(self) -> list[pruning.Planned]:

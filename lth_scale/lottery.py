@@ -129,5 +129,5 @@ def _job(experiment: Experiment, task: Task, start: Start, attempt: int, tracked
         keep_optimizer=experiment.recipe.optimizer == "T",
         drawn=(lambda state: next_mask(experiment, task, start.mask, state)) if early else None,
         early_bird=config.prune.early_bird,
-        groups=experiment.channels if config.train.compact else (),
+        groups=experiment.units if config.train.compact else (),
     )

@@ -220,14 +220,6 @@ def test_the_report_has_the_table_and_the_pictures(found: Bench, tmp_path: Path)
     assert all(f">{name}<" in svg for svg in drawn.values() for name in (BASELINE, "same", "wrong"))
 
 
-def test_a_network_that_cannot_be_followed_says_so(chosen: Chosen, tmp_path: Path) -> None:
-    given = Given.of(chosen, tmp_path)
-    whole = replace(given.found, small=given.found.model, told="no units are removed: attention")
-    for name in ("onnx", "onnx int8"):
-        with pytest.raises(UserError, match="no units are removed: attention"):
-            CONTENDERS[name].make(replace(given, found=whole))
-
-
 def test_data_may_lie_elsewhere(chosen: Chosen, tmp_path: Path) -> None:
     asked = settings.read_text(chosen.config, "")
     gone = replace(chosen, config=settings.dump(replace(asked, data=replace(asked.data, dir=str(tmp_path / "gone")))))

@@ -1,4 +1,4 @@
-"""The section of docs/benchmarks.md on tickets, from results/bench_ticket_NAME.json: what ``lth ticket bench`` wrote."""
+"""Tickets in docs/benchmarks.md, from results/bench_ticket_NAME.json: each a bench.json of ``lth ticket bench``."""
 
 from __future__ import annotations
 

@@ -66,14 +66,8 @@ class Given:
 
     @cached_property
     def small(self) -> Path:
-        """The ONNX file of the network without dead units. Raises UserError where it cannot be followed."""
-        return self._program("small.onnx", self.compact())
-
-    def compact(self) -> Network:
-        """The network, if it could be followed. Raises UserError."""
-        if self.found.small is self.found.model:
-            raise UserError(self.found.told)
-        return self.found
+        """The ONNX file of the network without dead units."""
+        return self._program("small.onnx", self.found)
 
     def _program(self, name: str, found: Network) -> Path:
         write_onnx(found, self.folder / name)

@@ -65,10 +65,7 @@ def load_sparse(path: Path | str) -> Sparse:
     state, about = read_described(path)
     model, shape = described(about, path)
     fill(model, state)
-    try:
-        run = compiled(compacted(model, shape).model, shape)
-    except UserError:
-        run = compiled(model, shape)
+    run = compiled(compacted(model, shape).model, shape)
     noise = torch.randn(PROBES, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(noise)

@@ -23,7 +23,7 @@ class Network:
         model: in eval mode, pruned weights 0.
         shape: of one image.
         small: the same without dead units.
-        told: how many are left, or why all; empty where nobody asked.
+        told: how many are left; empty where nobody asked.
     """
 
     model: nn.Module
@@ -52,10 +52,7 @@ def network(chosen: Chosen, whole: bool = False) -> Network:
     fill(model, chosen.tensors())
     if whole:
         return Network(model, seen.shape, model, "")
-    try:
-        found = compacted(model, seen.shape)
-    except UserError as error:
-        return Network(model, seen.shape, model, f"no units are removed: {error}")
+    found = compacted(model, seen.shape)
     return Network(model, seen.shape, found.model, f"{sum(found.after)} of {sum(found.before)} hidden units are left")
 
 

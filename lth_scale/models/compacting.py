@@ -42,13 +42,12 @@ def compacted(model: nn.Module, shape: tuple[int, ...]) -> Compacted:
         model: with its mask applied, pruned weights being 0; left as it is.
         shape: of one image: (channels, height, width).
 
-    Raises:
-        UserError: the network uses what :func:`lth_scale.models.channels.groups` cannot follow.
+    Units that meet what :func:`lth_scale.models.channels.groups` cannot follow stay.
     """
     network = copy.deepcopy(model).eval()
-    before = tuple(group.size for group in groups(network, shape))
+    before = tuple(group.size for group in groups(network, shape, strict=False))
     while True:
-        found = groups(network, shape)
+        found = groups(network, shape, strict=False)
         _fold(network, found, shape)
         kept = [_read(network, group) for group in found]
         if all(bool(alive.all()) for alive in kept):

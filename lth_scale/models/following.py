@@ -29,7 +29,7 @@ _PASSING = (*_VALUES, *_OTHERS, *(f"{name}{dims}d" for name in _PLANES for dims 
 """Functions, and their in-place forms, that treat every channel alike and by itself, and leave it in its place."""
 
 
-def groups(model: nn.Module, shape: tuple[int, ...]) -> list[Group]:
+def groups(model: nn.Module, shape: tuple[int, ...], strict: bool = True) -> list[Group]:
     """The channels of a network that can be removed, in the order in which a forward computes them.
 
     Left out are the image's channels, the logits, and channels that a mask or removal cannot reach everywhere: those
@@ -38,12 +38,14 @@ def groups(model: nn.Module, shape: tuple[int, ...]) -> list[Group]:
     Args:
         model: on any device, ``meta`` included; left as it is.
         shape: of one sample, without the batch: (channels, height, width).
+        strict: otherwise channels that meet what cannot be followed are left out, like those of a transformer outside
+            of its MLPs, and nothing is raised.
 
     Raises:
         UserError: the network uses something else than convolutions, linear layers, BatchNorm, additions and products
             of channels, poolings and functions of single values; names it and its layer.
     """
-    following = _Following(model)
+    following = _Following(model, strict)
     like = next(model.parameters())
     image = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
     following.values[id(image)] = image, None
@@ -65,9 +67,10 @@ class _Tag:
 class _Following(TorchFunctionMode):
     """Knows the channels of every tensor that the network computes; None for those that have none to remove."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, strict: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.strict = model, strict
+        self.foreign: set[str] = set()
         self.prunable = {tensor.name for tensor in prunable(model)}
         stored = [*model.named_parameters(), *model.named_buffers()]
         self.stored = {id(tensor): (name, tensor) for name, tensor in stored}
@@ -94,12 +97,29 @@ class _Following(TorchFunctionMode):
         output = func(*args, **kwargs)
         made, tag = list(_tensors(output)), None
         if name in self.producing or (any(tags) and (made or name == "setitem")):
-            handler = self.producing.get(name) or self.handlers.get(name)
-            if handler is None or (any(tags[1:]) and handler != self._meeting):
-                raise self.refusal(name)
-            tag = handler(output, *args, **kwargs)
+            try:
+                tag = self._handled(name, tags, output, *args, **kwargs)
+            except UserError:
+                if self.strict:
+                    raise
+                self._leave_out(tags, (args, kwargs))
+        elif made and not self.strict and name not in self.handlers:
+            self._leave_out([], (args, kwargs))
         self.values.update({id(values): (values, tag) for values in made})
         return output
+
+    def _handled(self, name: str, tags: Sequence[_Tag | None], output: Any, *args: Any, **kwargs: Any) -> _Tag | None:
+        """The channels of what a function made. Raises UserError where they cannot be followed."""
+        handler = self.producing.get(name) or self.handlers.get(name)
+        if handler is None or (any(tags[1:]) and handler != self._meeting):
+            raise self.refusal(name)
+        return handler(output, *args, **kwargs)
+
+    def _leave_out(self, tags: Sequence[_Tag | None], given: Any) -> None:
+        """Nothing of what a function has been given may be removed, weights included."""
+        for tag in tags:
+            self.fix(tag)
+        self.foreign.update(self.stored[id(x)][0] for x in _tensors(given) if id(x) in self.stored)
 
     @contextmanager
     def layers(self) -> Iterator[None]:
@@ -127,6 +147,8 @@ class _Following(TorchFunctionMode):
     def lookup(self, values: torch.Tensor, function: str) -> _Tag | None:
         """The channels of a tensor; UserError if it comes from where this cannot see."""
         if id(values) not in self.values:
+            if not self.strict:
+                return None
             raise self.refusal(f"{function} of a tensor of unknown origin")
         return self.values[id(values)][1]
 
@@ -146,7 +168,10 @@ class _Following(TorchFunctionMode):
         return [
             Group(space.size, **{role: tuple(axes) for role, axes in places.items()})
             for space, places in found.items()
-            if not space.fixed and places["consumers"] and any(a.name in self.prunable for a in places["producers"])
+            if not space.fixed
+            and places["consumers"]
+            and any(axis.name in self.prunable for axis in places["producers"])
+            and not any(axis.name in self.foreign for axes in places.values() for axis in axes)
         ]
 
     def _tag(self, values: torch.Tensor) -> _Tag | None:
