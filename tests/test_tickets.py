@@ -240,7 +240,7 @@ def test_a_damaged_history_is_named(
         (["show", "nowhere:round=2"], "nowhere is no run folder"),
         (["diff", "RUN"], "two tickets"),
         (["mend"], "'mend' is not known"),
-        ([], "choose from: diff, export, import, pack, show"),
+        ([], "choose from: bench, diff, export, import, pack, show"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(words: list[str], told: str, run: Experiment, capsys: Capture) -> None:
