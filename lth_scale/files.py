@@ -11,13 +11,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lth_scale.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CHUNK = 1 << 22
 
@@ -254,6 +253,8 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Hex SHA-256 over names, dtypes, shapes and bytes of tensors, in name order; -0.0 and +0.0 differ."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -264,6 +265,8 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """Write a safetensors file atomically; returns its bytes."""
+    from safetensors.torch import save
+
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
     write_bytes(path, data)
     return data
@@ -271,6 +274,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read a safetensors file: (tensors, metadata). Raises UserError naming a missing or damaged file."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as stream:
             return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118

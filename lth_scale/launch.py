@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from pebble import ProcessExpired, ProcessPool
 
-from lth_scale import files, lottery, settings
+from lth_scale import files, settings
 from lth_scale.errors import UserError
 from lth_scale.experiment import Experiment
 from lth_scale.paths import RunPaths
@@ -111,6 +111,8 @@ def die_with(parent: int) -> None:
 
 def work(root: Path, task: Task, job: str) -> None:
     """In a worker: one task. An error that is not the user's leaves its traceback in the round's folder."""
+    from lth_scale import lottery  # the launcher itself trains nothing, and starts sooner without
+
     try:
         lottery.play(_experiment(root), task, job)
     except UserError:

@@ -58,11 +58,34 @@ def test_each_import_rule_catches_a_violation(tmp_path: Path) -> None:
     assert set(VIOLATIONS) == set(CONTRACTS)
 
 
-@pytest.mark.slow
-def test_reading_loads_no_lightning() -> None:
-    code = "import sys, lth_scale.report; assert {'pytorch_lightning', 'lightning'}.isdisjoint(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+TRAINING = {"pytorch_lightning", "lightning", "torchvision", "wandb"}
+READING = ("report", "experiment", "launch", "tracking.summarising", "tracking.telling")
+
+
+def loaded(module: str) -> set[str]:
+    """What a new process has imported when it has imported a module of the package."""
+    code = f"import sys, lth_scale.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", READING)
+def test_reading_and_launching_load_no_lightning(module: str) -> None:
+    assert loaded(module) & TRAINING == set()
+
+
+@pytest.mark.slow
+def test_training_does() -> None:
+    """The control."""
+    assert loaded("training") & TRAINING >= {"pytorch_lightning", "torchvision"}
+
+
+@pytest.mark.parametrize("module", ["following", "linking", "resending", "bringing"])
+def test_a_process_that_speaks_to_the_service_begins_with_next_to_nothing(module: str) -> None:
+    """One is started for every round, beside training. The client is imported where it is used."""
+    assert loaded(f"tracking.{module}") & {*TRAINING, "torch", "numpy", "pandas", "yaml"} == set()
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:

@@ -141,18 +141,24 @@ def test_no_value_is_invented_for_what_is_not_a_number() -> None:
     assert np.isnan(compiled(model, SHAPE)(given)).any(1).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("together", [1, kernel.TOGETHER])
 @pytest.mark.parametrize("width", kernel.WIDTHS)
-def test_every_width_is_compiled_and_sums(width: int) -> None:
-    """Two rows, of which one has no weight; the control is the other function."""
-    inputs, out = images(3, (width,)), np.zeros((2, width), np.float32)
-    arrays = [np.array(held, np.int32) for held in ([0], [0], [0, 2, 2], [0, 2 * width])]
+def test_every_loop_is_compiled_and_sums(width: int, together: int) -> None:
+    """Two rows, of which one has no weight, at so many positions; the control is the other function."""
+    if together > 1 and width > kernel.NARROW:
+        assert ("sum", width, together) not in kernel.kernels()
+        return
+    inputs, out = images(3 * together, (width,)), np.zeros((2, together, width), np.float32)
+    starts = [number * width for number in range(together)]
+    arrays = [np.array(held, np.int32) for held in (starts, starts, [0, 2, 2], [0, 2 * together * width])]
     arrays += [np.array(held, np.float32) for held in ([2, -3], [0.5, -1])]
-    floor = [-np.inf]
-    call = (1, 2, width, *(held.ctypes.data for held in (*arrays, inputs)), None, out.ctypes.data, *floor)
-    kernel.kernels()["sum", width](*call)
-    np.testing.assert_allclose(out, [0.5 + 2 * inputs[0] - 3 * inputs[2], np.full(width, -1)], rtol=1e-5)
-    kernel.kernels()["max", width](*call)
-    np.testing.assert_array_equal(out[0], np.maximum(0.5, np.maximum(inputs[0], inputs[2])))
+    ends = (inputs.ctypes.data, None, out.ctypes.data, -np.inf)
+    call = (together, 2, together * width, *(held.ctypes.data for held in arrays), *ends)
+    first, _, last = inputs.reshape(3, together, width)
+    kernel.kernels()["sum", width, together](*call)
+    np.testing.assert_allclose(out, [0.5 + 2 * first - 3 * last, np.full_like(first, -1)], rtol=1e-4, atol=1e-5)
+    kernel.kernels()["max", width, together](*call)
+    np.testing.assert_array_equal(out[0], np.maximum(0.5, np.maximum(first, last)))
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_an_agent_plays_a_point_whose_run_gets_the_results(asked: Service, tmp_p
 def test_the_client_itself_would_give_rounds_the_agents_run(tmp_path: Path) -> None:
     told = os.environ | {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "point", "WANDB_MODE": "offline"}
     begin = "import wandb; print(wandb.init(id='own', settings=wandb.Settings(silent=True)).id)"
-    for before, name in (("", "point"), ("from lth_scale.tracking.sweeping import apart\nwith apart(): ", "own")):
+    for before, name in (("", "point"), ("from lth_scale.tracking.aside import apart\nwith apart(): ", "own")):
         command = [sys.executable, "-c", f"{before}{begin}"]
         done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=120)
         assert done.stdout.strip() == name, done.stderr

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,22 @@ def test_training_does_not_notice_a_service_that_fails(
     assert found.steps == [row["_step"] for row in rows(log)]
 
 
+@contextmanager
+def patience_after(met: Callable[[], bool], seconds: float) -> Iterator[None]:
+    """Processes are waited for until their limit, or so long after something has happened."""
+    communicate = subprocess.Popen.communicate
+
+    def waiting(process: subprocess.Popen[str], *of: Any, timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
+        while not met() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return communicate(process, *of, timeout=seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "communicate", waiting)
+        yield
+
+
 def test_sending_that_was_cut_off_goes_on(online: Service, tmp_path: Path) -> None:
     """The service has got all rows, and then hangs up; W&B's own sync would append them again."""
     run = play(config(prune={"rounds": 0}), tmp_path)
@@ -211,7 +227,7 @@ def test_sending_that_was_cut_off_goes_on(online: Service, tmp_path: Path) -> No
             online.mood = "drop"
 
     online.stream = cut  # type: ignore[method-assign]
-    with pytest.raises(UserError):
+    with pytest.raises(UserError), patience_after(lambda: online.mood == "drop", 3):
         sync(run.paths, limit=25)
     assert online.mood == "drop", "it took longer than that to begin"
     online.stream, online.mood = stream, "well"  # type: ignore[method-assign]

@@ -11,11 +11,13 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from itertools import product
 from typing import Any
 
 from lth_scale.errors import UserError
 
 WIDTHS = (64, 32, 16, 8, 4, 1)  # floats of one vector; LLVM splits what is wider than the machine's
+TOGETHER, NARROW = 4, 16  # positions whose sums are held in registers at a time, if vectors are no wider than that
 
 Kernel = Callable[..., None]
 
@@ -27,19 +29,16 @@ _ARGUMENTS = (
 )
 
 _SUM = """
-  %value.at = getelementptr float, ptr %value, i64 %p
-  %v = load float, ptr %value.at
-  %v.one = insertelement {vector} poison, float %v, i64 0
-  %v.all = shufflevector {vector} %v.one, {vector} poison, <{width} x i32> zeroinitializer
-  %product = fmul contract {vector} %v.all, %x
-  %next = fadd contract {vector} %so.far, %product"""
+  %product# = fmul contract {vector} %v.all, %x#
+  %next# = fadd contract {vector} %so.far#, %product#"""
 
 _MAX = """
-  %above = fcmp ugt {vector} %x, %so.far
-  %next = select <{width} x i1> %above, {vector} %x, {vector} %so.far"""
+  %above# = fcmp ugt {vector} %x#, %so.far#
+  %next# = select <{width} x i1> %above#, {vector} %x#, {vector} %so.far#"""
 
 # For each position and row: out[at_out + row * step] = max(floor, bias + added + sum of value * in[at_in + place]).
-# All places count floats. `added` lies as `out` does, or is null.
+# All places count floats. `added` lies as `out` does, or is null. A line with # is there once for each of the positions
+# that are taken together, which share the loads of places and values.
 _LOOP = """
 define void @{name}({arguments}) {{
 entry:
@@ -49,13 +48,14 @@ entry:
   br label %position
 position:
   %n = phi i64 [0, %entry], [%n.next, %moved]
-  %n.next = add i64 %n, 1
-  %at_in.at = getelementptr i32, ptr %at_in, i64 %n
-  %from = load i32, ptr %at_in.at
-  %base = getelementptr float, ptr %in, i32 %from
-  %at_out.at = getelementptr i32, ptr %at_out, i64 %n
-  %to = load i32, ptr %at_out.at
-  %to.wide = sext i32 %to to i64
+  %n.next = add i64 %n, {together}
+  %n# = add i64 %n, #
+  %at_in.at# = getelementptr i32, ptr %at_in, i64 %n#
+  %from# = load i32, ptr %at_in.at#
+  %base# = getelementptr float, ptr %in, i32 %from#
+  %at_out.at# = getelementptr i32, ptr %at_out, i64 %n#
+  %to# = load i32, ptr %at_out.at#
+  %to.wide# = sext i32 %to# to i64
   br label %row
 row:
   %r = phi i64 [0, %position], [%r.next, %done]
@@ -71,33 +71,37 @@ row:
   %b.one = insertelement {vector} poison, float %b, i64 0
   %b.all = shufflevector {vector} %b.one, {vector} poison, <{width} x i32> zeroinitializer
   %row.offset = mul i64 %r, %step
-  %offset = add i64 %row.offset, %to.wide
+  %offset# = add i64 %row.offset, %to.wide#
   br i1 %alone, label %ready, label %adding
 adding:
-  %added.at = getelementptr float, ptr %added, i64 %offset
-  %more = load {vector}, ptr %added.at, align 4
-  %both = fadd {vector} %b.all, %more
+  %added.at# = getelementptr float, ptr %added, i64 %offset#
+  %more# = load {vector}, ptr %added.at#, align 4
+  %both# = fadd {vector} %b.all, %more#
   br label %ready
 ready:
-  %start = phi {vector} [%b.all, %row], [%both, %adding]
+  %start# = phi {vector} [%b.all, %row], [%both#, %adding]
   %some = icmp slt i64 %begin, %end
   br i1 %some, label %weight, label %done
 weight:
   %p = phi i64 [%begin, %ready], [%p.next, %weight]
-  %so.far = phi {vector} [%start, %ready], [%next, %weight]
+  %so.far# = phi {vector} [%start#, %ready], [%next#, %weight]
   %p.next = add i64 %p, 1
   %place.at = getelementptr i32, ptr %place, i64 %p
   %k = load i32, ptr %place.at
-  %x.at = getelementptr float, ptr %base, i32 %k
-  %x = load {vector}, ptr %x.at, align 4{combine}
+  %value.at = getelementptr float, ptr %value, i64 %p
+  %v = load float, ptr %value.at
+  %v.one = insertelement {vector} poison, float %v, i64 0
+  %v.all = shufflevector {vector} %v.one, {vector} poison, <{width} x i32> zeroinitializer
+  %x.at# = getelementptr float, ptr %base#, i32 %k
+  %x# = load {vector}, ptr %x.at#, align 4{combine}
   %last = icmp eq i64 %p.next, %end
   br i1 %last, label %done, label %weight
 done:
-  %all = phi {vector} [%start, %ready], [%next, %weight]
-  %under = fcmp olt {vector} %all, %low
-  %kept = select <{width} x i1> %under, {vector} %low, {vector} %all
-  %out.at = getelementptr float, ptr %out, i64 %offset
-  store {vector} %kept, ptr %out.at, align 4
+  %all# = phi {vector} [%start#, %ready], [%next#, %weight]
+  %under# = fcmp olt {vector} %all#, %low
+  %kept# = select <{width} x i1> %under#, {vector} %low, {vector} %all#
+  %out.at# = getelementptr float, ptr %out, i64 %offset#
+  store {vector} %kept#, ptr %out.at#, align 4
   %rows.over = icmp eq i64 %r.next, %rows
   br i1 %rows.over, label %moved, label %row
 moved:
@@ -110,8 +114,8 @@ exit:
 
 
 @cache
-def kernels() -> dict[tuple[str, int], Kernel]:
-    """("sum" or "max", floats of a vector) -> the loop, compiled once a process for the processor it runs on.
+def kernels() -> dict[tuple[str, int, int], Kernel]:
+    """("sum" or "max", floats of a vector, positions together) -> the loop, compiled once a process for its processor.
 
     Raises:
         UserError: llvmlite is not installed.
@@ -122,7 +126,8 @@ def kernels() -> dict[tuple[str, int], Kernel]:
         raise UserError("sparse inference needs llvmlite: pip install 'lth_scale[export]'") from None
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    names = {(how, width): f"{how}_{width}" for how in ("sum", "max") for width in WIDTHS}
+    keys = (key for key in product(("sum", "max"), WIDTHS, (1, TOGETHER)) if key[2] == 1 or key[1] <= NARROW)
+    names = {key: "_".join(map(str, key)) for key in keys}
     module = llvm.parse_assembly("".join(_source(name, *key) for key, name in names.items()))
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
@@ -132,7 +137,7 @@ def kernels() -> dict[tuple[str, int], Kernel]:
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     signature = ctypes.CFUNCTYPE(None, *(kind for _, kind, _ in _ARGUMENTS))
-    found: dict[tuple[str, int], Kernel] = {
+    found: dict[tuple[str, int, int], Kernel] = {
         key: signature(engine.get_function_address(name)) for key, name in names.items()
     }
     _engines.append(engine)
@@ -142,9 +147,10 @@ def kernels() -> dict[tuple[str, int], Kernel]:
 _engines: list[Any] = []  # compiled code lives as long as its engine
 
 
-def _source(name: str, how: str, width: int) -> str:
-    words = {"vector": f"<{width} x float>", "width": width}
+def _source(name: str, how: str, width: int, together: int) -> str:
+    words = {"vector": f"<{width} x float>", "width": width, "together": together}
     kinds = {"ptr": "ptr noalias"}  # what is written is never what is read
     arguments = ", ".join(f"{kinds.get(kind, kind)} %{called}" for kind, _, called in _ARGUMENTS)
     combine = {"sum": _SUM, "max": _MAX}[how].format(**words)
-    return _LOOP.format(name=name, arguments=arguments, combine=combine, **words)
+    lines = _LOOP.format(name=name, arguments=arguments, combine=combine, **words).splitlines()
+    return "\n".join(line.replace("#", str(n)) for line in lines for n in range(together if "#" in line else 1))

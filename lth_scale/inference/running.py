@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lth_scale.inference.kernel import WIDTHS, kernels
+from lth_scale.inference.kernel import NARROW, TOGETHER, WIDTHS, kernels
 from lth_scale.inference.layers import Array, Layer, Lowered, Planes
 from lth_scale.inference.lowering import lowered
 
@@ -106,8 +106,10 @@ class _Plan:
         numbers = [self._keep(values, np.float32) for values in (weights.value, layer.bias)]
         added = None if layer.added is None else self.buffers[layer.added]
         step, source = out[0].size, read.memory.ctypes.data
-        kernel, count = kernels()["max" if layer.maximum else "sum", read.width], len(read.begins)
-        most = max(1, CACHE // (4 * read.width * len(read.memory) * (1 + int(weights.y.max(initial=0)))))
+        count, together = len(read.begins), read.together
+        kernel = kernels()["max" if layer.maximum else "sum", read.width, together]
+        window = 4 * read.width * len(read.memory) * (1 + int(weights.y.max(initial=0)))
+        most = max(1, CACHE // (window * together)) * together
         chunks = list(pairwise(_chunks(first, WEIGHTS if count > 1 else len(weights.value))))
         for place, (begin, end) in product(range(0, count, most), chunks):
             ends = [None if planes is None else planes[begin:].ctypes.data for planes in (added, out)]
@@ -168,6 +170,7 @@ class _Read:
         places: int [nonzeros], floats from where a window begins.
         width: floats of a vector; begins, ends: int [vectors], where each starts in the memory and in the output. The
             last vector of a run is moved back to end with it, and computes some values twice.
+        together: vectors taken at a time; the last is repeated until they are a multiple of it.
     """
 
     def __init__(self, layer: Layer, memory: Array, lanes: int) -> None:
@@ -192,5 +195,7 @@ class _Read:
         vectors = [*range(0, run - self.width + 1, self.width), *([run - self.width] if run % self.width else [])]
         row_in, row_out, border = self.memory[0, 0].size, out.form[2] * lanes, out.border
         windows = list(product(range(high), range(0, long, long if right == 1 else 1), vectors))
+        self.together = TOGETHER if self.width <= NARROW and len(windows) >= TOGETHER else 1
+        windows += windows[-1:] * (-len(windows) % self.together)
         self.begins = [y * down * row_in + x * right * lanes + vector for y, x, vector in windows]
         self.ends = [(y + border) * row_out + (x + border) * lanes + vector for y, x, vector in windows]

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from lth_scale.errors import UserError
 from lth_scale.masks import Mask
@@ -87,6 +86,8 @@ def _matrices(mask: Mask, names: Sequence[str]) -> list[Matrix]:
 
 def _best(overlap: Matrix) -> Order:
     """For each unit of the first network the one of the second."""
+    from scipy.optimize import linear_sum_assignment
+
     order: Order = linear_sum_assignment(overlap, maximize=True)[1]
     return order
 

@@ -25,6 +25,7 @@ from lth_scale.tickets import Ticket
 from lth_scale.tracking import segments, uploading
 from lth_scale.tracking.identity import group, project
 from lth_scale.transfer import fetching
+from lth_scale.transfer.fetching import alias
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,6 @@ class Version:
     kind: str
     alias: str
     ticket: Ticket
-
-
-def alias(seed: int, number: int) -> str:
-    """What a version is called by, whatever number the service gave it."""
-    return f"s{seed}-r{number:02d}"
 
 
 def log(run: Any, experiment: Experiment, task: Task, folder: Path, theta_k: str) -> None:

@@ -13,13 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lth_scale import files, settings, tickets
+from lth_scale import files
 from lth_scale.errors import UserError
-from lth_scale.tickets import Ticket
-from lth_scale.tracking.artifacts import alias
-from lth_scale.transfer.fetching import EVERY, NOTE
+from lth_scale.processes import end_children
+from lth_scale.transfer.fetching import EVERY, NOTE, alias
+
+if TYPE_CHECKING:
+    from lth_scale.tickets import Ticket
 
 FAILED = 2  # exit code
 
@@ -37,8 +39,8 @@ def main(name: str, version: str, folder: Path, limit: float) -> None:
     files.make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         held = {artifact: _whole(artifact, Path(scratch)) for artifact in chosen}
-        held |= _theta_k(service, name, {a: tickets.load(path) for a, path in held.items()}, Path(scratch))
-        placed = {_alias(tickets.load(path)): (path, artifact) for artifact, path in held.items()}
+        held |= _theta_k(service, name, [ticket for _, ticket in held.values()], Path(scratch))
+        placed = {_alias(ticket): (path, artifact) for artifact, (path, ticket) in held.items()}
         for key, (path, _) in placed.items():
             os.replace(path, folder / f"{key}.safetensors")
     note = {key: artifact.qualified_name for key, (_, artifact) in placed.items()}
@@ -66,8 +68,10 @@ def _chosen(versions: list[Any], name: str, version: str) -> list[Any]:
     return chosen
 
 
-def _whole(artifact: Any, scratch: Path) -> Path:
+def _whole(artifact: Any, scratch: Path) -> tuple[Path, Ticket]:
     """The ticket file of a version. Raises UserError unless it is one, of a run, and what its checksums say."""
+    from lth_scale import settings, tickets  # after the service has answered: they take a second to import
+
     folder = scratch / artifact.id
     artifact.download(str(folder), skip_cache=True)
     found = [path for path in folder.rglob("*") if path.is_file()]
@@ -79,7 +83,7 @@ def _whole(artifact: Any, scratch: Path) -> Path:
         _alias(ticket)
     except UserError as error:
         raise UserError(str(error).replace(str(found[0]), artifact.qualified_name)) from None
-    return found[0]
+    return found[0], ticket
 
 
 def _alias(ticket: Ticket) -> str:
@@ -89,16 +93,16 @@ def _alias(ticket: Ticket) -> str:
     return alias(about["seed"], about["round"])
 
 
-def _theta_k(service: Any, name: str, held: dict[Any, Ticket], scratch: Path) -> dict[Any, Path]:
+def _theta_k(service: Any, name: str, held: list[Ticket], scratch: Path) -> dict[Any, tuple[Path, Ticket]]:
     """Where the tickets start that do not hold it themselves: by the hash that each names."""
-    bare = [ticket.provenance for ticket in held.values() if "theta_k" not in ticket.states]
+    bare = [ticket.provenance for ticket in held if "theta_k" not in ticket.states]
     if any("theta_k_of_run" not in about for about in bare):
         raise UserError(f"{name} neither holds theta_k nor names one, from which its tickets would start")
     wanted = {about["theta_k_of_run"]: f"{name.rpartition('/')[0]}/{about['run']}.theta_k" for about in bare}
     return dict(_starts(service, wanted, scratch))
 
 
-def _starts(service: Any, wanted: dict[str, str], scratch: Path) -> Iterator[tuple[Any, Path]]:
+def _starts(service: Any, wanted: dict[str, str], scratch: Path) -> Iterator[tuple[Any, tuple[Path, Ticket]]]:
     for digest, name in wanted.items():
         found = [a for a in _versions(service, name, "theta_k") if a.metadata.get("theta_k_of_run") == digest]
         if not found:
@@ -109,10 +113,7 @@ def _starts(service: Any, wanted: dict[str, str], scratch: Path) -> Iterator[tup
 def _late(limit: float) -> None:
     """End with the client's own process, which would go on trying."""
     print(f"W&B did not answer within {limit:g} s; nothing was brought", flush=True)
-    for children in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+    end_children("self")
     os._exit(FAILED)
 
 

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from lth_scale.tracking.uploading import CLIENT, LOGS, end, link, linked, sending, sent
+from lth_scale.processes import end
+from lth_scale.tracking.uploading import CLIENT, LOGS, link, linked, sending, sent
 
 POLL = 0.5
 RETRY = 15.0

@@ -15,7 +15,8 @@ from lth_scale import files
 from lth_scale.experiment import Experiment
 from lth_scale.paths import RoundPaths
 from lth_scale.tasks import Task
-from lth_scale.tracking import artifacts, opening, segments, sweeping, uploading
+from lth_scale.tracking import artifacts, opening, segments, uploading
+from lth_scale.tracking.aside import apart
 from lth_scale.tracking.identity import Identity, mode
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class _Run(Tracked):
         self._logged, self._last = -1, dict[int, dict[str, float]]()
         paths = task.paths(experiment.paths)
         self._place = experiment, task, paths.attempt(attempt)
-        with sweeping.apart():
+        with apart():
             self._safely(lambda: self._begin(experiment, task, paths, paths.attempt(attempt)))
         if upload:
-            with sweeping.apart():  # from the process that the client has just started as well
+            with apart():  # from the process that the client has just started as well
                 self._safely(lambda: uploading.follow(paths.attempt(attempt)))
 
     def _safely(self, action: Callable[[], object]) -> None:

@@ -26,8 +26,8 @@ from lth_scale.report.study import Study
 from lth_scale.report.style import png_bytes
 from lth_scale.report.table import summary as table
 from lth_scale.tracking import opening, segments, summary, telling, uploading
+from lth_scale.tracking.aside import apart
 from lth_scale.tracking.identity import Identity
-from lth_scale.tracking.sweeping import apart
 
 DPI = 150
 CURVE = ["density", "arm", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "n", "verdict"]

@@ -9,9 +9,9 @@ from lth_scale.experiment import Experiment
 from lth_scale.paths import RunPaths
 from lth_scale.report.reading import RunResults, read_run
 from lth_scale.tasks import tasks
-from lth_scale.tracking.aside import aside
+from lth_scale.tracking.aside import apart, aside
 from lth_scale.tracking.identity import mode
-from lth_scale.tracking.sweeping import apart, tell
+from lth_scale.tracking.sweeping import tell
 
 
 def conclude(experiment: Experiment) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from lth_scale import claims
 from lth_scale.errors import UserError
 from lth_scale.paths import RoundPaths, RunPaths
+from lth_scale.processes import heard, program
 from lth_scale.tracking import segments
-from lth_scale.tracking.sweeping import apart
+from lth_scale.tracking.aside import apart
 
 CLIENT = (sys.executable, "-m", "wandb")
 LOGS = "wandb/offline-run-*/run-*.wandb"  # in an attempt's folder; W&B's own names
@@ -66,7 +65,7 @@ def link(logs: Iterable[Path], limit: float) -> str:
     using = [path for path in waiting if segments.uses(path)]
     for path in set(waiting) - set(using):
         linked(path).touch()
-    words = [sys.executable, "-m", "lth_scale.tracking.linking", *map(str, using)]
+    words = [*program("tracking.linking"), *map(str, using)]
     said = _said(words, time.monotonic() + limit) if using else ""
     return "" if all(linked(path).exists() for path in using) else said
 
@@ -75,7 +74,7 @@ def follow(folder: Path) -> None:
     """Begin to send what is being logged into an attempt's folder; nobody waits for it."""
     with (folder / "upload.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "lth_scale.tracking.following", str(folder), str(os.getpid())],
+            [*program("tracking.following"), str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -128,7 +127,7 @@ def _send(waiting: Sequence[Path], begun: set[str], deadline: float) -> str:
     stuck: set[str] = set()
     for path in waiting:
         if path.name in begun - stuck:
-            said = _said([sys.executable, "-m", "lth_scale.tracking.resending", str(path)], deadline)
+            said = _said([*program("tracking.resending"), str(path)], deadline)
             stuck |= set() if sent(path).exists() else {path.name}
     return said
 
@@ -136,31 +135,9 @@ def _send(waiting: Sequence[Path], begun: set[str], deadline: float) -> str:
 def _said(words: Sequence[str], deadline: float) -> str:
     """The last line that a process said. At the deadline it ends with all that it has started."""
     limit = None if deadline == float("inf") else max(0.1, deadline - time.monotonic())
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
-        with apart():  # a service that others have started would go on trying when the client is ended
-            environment = {**os.environ, "WANDB_DIR": own}  # the client's own logs
-        process = subprocess.Popen(
-            words,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own, apart():
+        # The client's own logs go there; a service that others have started would go on trying when it is ended.
         try:
-            said, _ = process.communicate(timeout=limit)
+            return heard(words, limit, WANDB_DIR=own)[1]
         except subprocess.TimeoutExpired:
-            end(process)
             return "the service did not take them in time"
-    lines = [line for line in said.splitlines() if line.strip()]
-    return " ".join(lines[-1].split()) if lines else ""
-
-
-def end(client: subprocess.Popen[Any]) -> None:
-    """Kill a client, and first its service, which lives in a session of its own and would go on trying."""
-    for children in Path(f"/proc/{client.pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
-    client.kill()
-    client.wait()

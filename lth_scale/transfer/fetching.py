@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from lth_scale import files
 from lth_scale.errors import UserError
+from lth_scale.processes import heard, program
 
 SCHEME = "wandb:"
 SHAPE = re.compile(r"wandb:(\w[\w.-]*)/(\w[\w.-]*)/(\w[\w.-]*)(?::(\w[\w.-]*))?")
@@ -39,17 +38,15 @@ def fetched(place: str, beside: Path) -> str:
     if not (folder / NOTE).exists():
         print(f"{place}: bringing its tickets into {folder}")
         words = [f"{entity}/{project}/{name}", version or EVERY, str(folder), str(PATIENCE)]
-        done = subprocess.run(
-            [sys.executable, "-m", "lth_scale.tracking.bringing", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        if done.returncode != 0:
-            said = [line for line in done.stdout.splitlines() if line.strip()] or ["W&B's client ended"]
-            raise UserError(f"transfer.sources: {place}: {said[-1].strip()}")
+        code, said = heard([*program("tracking.bringing"), *words])
+        if code:
+            raise UserError(f"transfer.sources: {place}: {said}")
     return str(folder)
+
+
+def alias(seed: int, number: int) -> str:
+    """What a version of a ticket is called by, whatever number the service gave it."""
+    return f"s{seed}-r{number:02d}"
 
 
 def brought(place: Path) -> dict[str, str]:

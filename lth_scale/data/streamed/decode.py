@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms import v2
 
 from lth_scale.data.streamed.looks import DRAWS, Box, random_box, reduction, scaled_box
 from lth_scale.streams import derive, torch_seeded, uniforms
@@ -110,6 +109,8 @@ def eval_image(data: bytes, crop: int) -> Tensor:
     Raises:
         Damaged: the bytes are no readable image.
     """
+    from torchvision.transforms import v2
+
     image = torch.from_numpy(decoded(data)).permute(2, 0, 1)
     short = v2.functional.resize_image(image, [round(crop / MARGIN)], antialias=True)
     return v2.functional.center_crop(short, [crop, crop])
@@ -167,6 +168,8 @@ def _resized(pixels: Pixels, box: Box, crop: int) -> Tensor:
 
 def _randaugment(image: Tensor, magnitude: int, seed: int) -> Tensor:
     """torchvision draws from torch's global generator only, which is put back afterwards."""
+    from torchvision.transforms import v2
+
     with torch_seeded(seed):
         augmented: Tensor = v2.RandAugment(num_ops=2, magnitude=magnitude)(image)
     return augmented
