@@ -213,7 +213,7 @@ def test_the_report_has_the_table_and_the_pictures(found: Bench, tmp_path: Path)
     assert [(row[0].text, row[1].text) for row in table.rows[1:]] == [
         (row.contender, str(row.batch)) for row in found.rows[1:]
     ]
-    assert table.rows[1][10].text == "not measurable here"
+    assert table.rows[1][11].text == "not measurable here"
     assert "refusing: there is no such runtime here." in table.note
     drawn = {plot.slug: plot.inline(plot.slug) for plot in shown.plots if plot.title.startswith("Size and speed")}
     assert set(drawn) == {"size_0_ticket_1", "speed_0_ticket_1"}

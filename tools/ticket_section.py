@@ -13,10 +13,10 @@ PREFIX = "bench_ticket_"
 
 TITLE = """\
 ## Tickets: size and speed
-`lth ticket bench RUN`: what [bench.md](bench.md) says, every row of it, whether it wins or loses. `limit`, all prunable
-weights over the surviving ones, is the work that leaving out zeros saves in linear layers; convolutions use some
-weights more often than others, so there it is another, and `onnx dense` does not always use the machine well. A file is
-smaller by less, as a surviving weight also needs its place.
+`lth ticket bench RUN`: what [bench.md](bench.md) says, every row of it, whether it wins or loses. A ratio beside its
+limits: leaving out zeros saves no more multiply-adds than `work`; a file is smaller by less than `limit`, all prunable
+weights over the surviving ones, as a surviving weight also needs its place. `onnx dense` does not always use the machine well,
+so a program may also gain more.
 """
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lth_scale import provenance
+from lth_scale import models, provenance
 from lth_scale.errors import UserError, require
 from lth_scale.export import energy, memory
 from lth_scale.export.contenders import BASELINE, CONTENDERS, Contender, Given, Run, torch_runner
@@ -198,21 +198,23 @@ def _call(run: Run, images: Floats) -> Callable[[], object]:
 
 def _rows(given: Given, plan: Plan, contenders: Mapping[str, Contender], found: Measured) -> Iterable[Row]:
     assert given.chosen.mask is not None
-    limit = given.chosen.mask.numel / max(1, given.chosen.mask.kept)
+    mask = given.chosen.mask
+    dense, left = models.macs_left(given.found.model, given.found.shape, mask.counts())
+    limits: dict[str, Any] = {"limit": mask.numel / max(1, mask.kept), "work": dense / max(1.0, left)}
     if DENSE in found.scores:
         known = _accuracy(found, DENSE)
         yield Row(DENSE, None, **known, why=f"not timed: it computes and weighs what {BASELINE} does")
     for place, batch in enumerate(plan.batches):
         for name in contenders:
             if name in found.failed:
-                yield Row(name, batch, limit=limit, why=found.failed[name])
+                yield Row(name, batch, **limits, why=found.failed[name])
                 continue
             peaks, size = found.memory[name], found.ready[name].path.stat().st_size
             yield Row(
                 name,
                 batch,
                 **_times(found.timed[batch], name, batch),
-                limit=limit,
+                **limits,
                 memory_mib=peaks[place] if peaks else None,
                 file_bytes=size,
                 smaller=found.ready[BASELINE].path.stat().st_size / size,

@@ -41,8 +41,9 @@ class Row:
         p99_ms: 99 % of the calls took at most so long; None for fewer than 100 calls.
         images_per_s: at the median.
         speedup: the baseline's median over this one's, at the same batch size.
-        limit: all prunable weights over the surviving ones: what leaving out zeros could gain at most where all are
-            used equally often.
+        limit: all prunable weights over the surviving ones.
+        work: multiply-adds of the whole network over those of the surviving weights, which a speedup by leaving out
+            zeros cannot exceed; the limit where no convolution uses some weights more often than others.
         memory_mib: what a fresh process grew by, at its highest, in MiB.
         file_bytes: of the file.
         smaller: the baseline's bytes over these.
@@ -61,6 +62,7 @@ class Row:
     images_per_s: float | None = None
     speedup: float | None = None
     limit: float | None = None
+    work: float | None = None
     memory_mib: float | None = None
     file_bytes: int | None = None
     smaller: float | None = None
@@ -137,7 +139,7 @@ def cells(row: Row) -> list[str]:
         "any" if row.batch is None else str(row.batch),
         *(_number(value) for value in (row.median_ms, row.p99_ms)),
         NONE if row.images_per_s is None else f"{row.images_per_s:,.0f}",
-        *(_times(value) for value in (row.speedup, row.limit)),
+        *(_times(value) for value in (row.speedup, row.work, row.limit)),
         _number(row.memory_mib, ".1f"),
         NONE if row.file_bytes is None else scaled(row.file_bytes, "B"),
         _times(row.smaller),
@@ -151,7 +153,7 @@ def cells(row: Row) -> list[str]:
 ENERGY = "mJ/image"
 GROUPS = {
     "": ("batch",),
-    "latency": ("ms", "p99", "images/s", "faster", "limit"),
+    "latency": ("ms", "p99", "images/s", "faster", "work", "limit"),
     "memory and file": ("MiB", "file", "smaller"),
     "energy": (ENERGY,),
     "outputs": ("diff", "accuracy", "points"),
@@ -167,7 +169,7 @@ def conditions(one: Bench) -> str:
         f"{about['cpu']}, {_threads(one)} {pinned}",
         f"{about['samples']:,} test images",
         f"faster, smaller and points: against {about['baseline']}",
-        "limit: prunable / surviving weights",
+        "work, limit: multiply-adds, and prunable weights, over those that survive",
         f"diff: the largest of outputs, which reach {about['largest']:.3g}",
         f"int8 calibrated on {about['calibration']} training images",
         f"energy: {about['energy']}",
