@@ -15,8 +15,8 @@ TITLE = """\
 ## Tickets: size and speed
 `lth ticket bench RUN`: what [bench.md](bench.md) says, every row of it, whether it wins or loses. A ratio beside its
 limits: leaving out zeros saves no more multiply-adds than `work`; a file is smaller by less than `limit`, all prunable
-weights over the surviving ones, as a surviving weight also needs its place. `onnx dense` does not always use the machine
-well, so a program may also gain more.
+weights over the surviving ones, as a surviving weight also needs its place. `onnx dense` does not always use the
+machine well, so a program may also gain more.
 """
 
 
