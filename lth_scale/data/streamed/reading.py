@@ -232,7 +232,7 @@ def _die_with_the_trainer(worker: int) -> None:
 def _context() -> BaseContext:
     """Workers start from a fresh process: a fork of this one would inherit locks that its other threads hold."""
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imported once, not by each worker
+    context.set_forkserver_preload([__name__, "torchvision.transforms.v2"])  # imported once, not by each worker
     return context
 
 
