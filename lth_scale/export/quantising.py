@@ -15,6 +15,7 @@ from lth_scale.export.images import Floats
 from lth_scale.export.network import Network
 from lth_scale.export.programs import INPUT, missing, onnx_runner, quiet, write_onnx
 
+AT_ONCE = 16  # images, as all activations of a large network are in memory at a time
 CALIBRATION = 256  # training images, evenly spread over the split, that ranges of activations are read off
 
 
@@ -65,7 +66,8 @@ def _quantised(program: Path, folder: Path, batches: Sequence[Floats]) -> bytes:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.rest: Iterator[Floats] = iter(batches)
+            few = (batch[i : i + AT_ONCE] for batch in batches for i in range(0, len(batch), AT_ONCE))
+            self.rest: Iterator[Floats] = few
 
         def get_next(self) -> dict[str, Floats] | None:
             batch = next(self.rest, None)
