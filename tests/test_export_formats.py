@@ -217,6 +217,7 @@ def test_a_ticket_file_is_exported_where_it_starts(run: Experiment, tmp_path: Pa
 # the sparse file as a program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", ["fp32", "int8"])
 def test_a_sparse_file_runs_without_its_run(run: Experiment, values: str, tmp_path: Path) -> None:
     """The network is built from what the file tells; the control is the network with other weights."""
