@@ -129,6 +129,23 @@ class Branches(nn.Module):
         return (both + kept).relu().mean((2, 3)) + (kept + kept).mean((2, 3))
 
 
+class Lambda(nn.Module):
+    """One function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def test_a_value_and_itself() -> None:
+    layer = pruned(nn.Conv2d(3, 4, 3), 0.5)
+    model = nn.Sequential(layer, Lambda(lambda x: x + x), nn.ReLU()).eval()
+    assert_same(compiled(model, ODD), model.append(nn.Flatten()), ODD, (1, 20))
+
+
 def test_what_several_read_is_kept_apart() -> None:
     torch.manual_seed(2)
     model = pruned(Branches().eval(), 0.6)
@@ -170,6 +187,10 @@ def test_every_loop_is_compiled_and_sums(width: int, together: int) -> None:
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2, 1)), "padded max-pools only after a ReLU"),
         (lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1)), "average pools without padding only"),
         (lambda: nn.Sequential(nn.Linear(16, 3)), "linear layers to read all values"),
+        (lambda: nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True)), r"avg_pool2d that makes \(3, 8, 8\)"),
+        (lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(1, 2)), "knows no view that makes"),
+        (lambda: Lambda(lambda x: x + x.mean((2, 3), keepdim=True)), "knows no addition of"),
+        (lambda: Lambda(lambda x: x + 1), "knows no add as add uses it"),
     ],
 )
 def test_what_it_does_not_know_is_refused(model: Callable[[], nn.Module], message: str) -> None:

@@ -27,6 +27,11 @@ class Planes:
     positive: bool = False
 
     @property
+    def cells(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.height, self.width
+
+    @property
     def size(self) -> int:
         """Values of one image."""
         return self.channels * self.height * self.width

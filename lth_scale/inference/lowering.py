@@ -68,7 +68,15 @@ class _Lowering:
         name = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target))).rstrip("_")
         if name not in HANDLERS:
             raise UserError(f"sparse inference knows no {name}, only {', '.join(HANDLERS)}")
-        return HANDLERS[name](self, *node.args, **node.kwargs)
+        try:
+            found = HANDLERS[name](self, *node.args, **node.kwargs)
+        except (TypeError, KeyError, AttributeError, AssertionError):
+            raise UserError(f"sparse inference knows no {name} as {node} uses it") from None
+        if isinstance(found, Layer | Planes) and not _fits(found, node.meta["val"].shape[1:]):
+            raise UserError(
+                f"sparse inference knows no {name} that makes {tuple(node.meta['val'].shape[1:])} as {node}"
+            )
+        return found
 
     def planes(self, node: fx.Node) -> Planes:
         """Its values in memory."""
@@ -83,6 +91,12 @@ class _Lowering:
         """A layer that makes its values and that may be changed, since nothing else reads them."""
         value = self.values[node]
         return value if isinstance(value, Layer) and len(node.users) == 1 else _each(self.planes(node))
+
+
+def _fits(found: Layer | Planes, shape: Sequence[int]) -> bool:
+    """Whether torch makes of an image what is made here: planes, or all of their values in a row."""
+    planes = found.out if isinstance(found, Layer) else found
+    return tuple(shape) in (planes.cells, (planes.size,))
 
 
 def _each(source: Planes) -> Layer:
@@ -155,9 +169,15 @@ def _add(lowering: _Lowering, x: fx.Node, other: fx.Node) -> Layer:
     """Into whichever operand is a sum that is still open; the other one has to lie in memory."""
     for one, another in ((x, other), (other, x)):
         layer = lowering.values[one]
-        if isinstance(layer, Layer) and len(one.users) == 1 and layer.plain:
-            return replace(layer, added=lowering.planes(another))
-    return replace(_each(lowering.planes(x)), added=lowering.planes(other))
+        if isinstance(layer, Layer) and len(one.users) == 1 and layer.plain and one is not another:
+            return _plus(layer, lowering.planes(another))
+    return _plus(_each(lowering.planes(x)), lowering.planes(other))
+
+
+def _plus(layer: Layer, added: Planes) -> Layer:
+    if added.cells != layer.out.cells:
+        raise UserError(f"sparse inference knows no addition of {added.cells} to {layer.out.cells}")
+    return replace(layer, added=added)
 
 
 def _max_pool2d(
