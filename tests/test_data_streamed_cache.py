@@ -300,6 +300,7 @@ def test_of_four_processes_one_fetches(server: Served, cache: Cache) -> None:
     assert server.asked == {"a.tar": 1}
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_was_fetching_is_fetched_anew(server: Served, cache: Cache) -> None:
     asked = threading.Event()
 

@@ -70,10 +70,9 @@ def test_logits_are_those_of_the_network(name: str) -> None:
         assert_same(run, model, shape, (5,))
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 15, 16, 17, 31, 64, 67, 150])
-def test_groups_of_images_of_any_size(count: int) -> None:
+def test_groups_of_images_of_any_size() -> None:
     model = sparse_network("lenet_300_100", SHAPE)
-    assert_same(compiled(model, SHAPE), model, SHAPE, (count,))
+    assert_same(compiled(model, SHAPE), model, SHAPE, (1, 3, 4, 15, 16, 17, 31, 64, 67, 150))
 
 
 def test_only_surviving_weights_are_stored() -> None:

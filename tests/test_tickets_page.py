@@ -17,6 +17,7 @@ from lth_scale import cli
 DOCS = (Path(__file__).resolve().parent.parent / "docs" / "tickets.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
     """All of docs/tickets.md, in its order, where its files are."""
     made = tiny(prune={"rounds": 3}, train={"duration": "6it", "eval_every": "6it"}, run={"seeds": (0, 1)})
