@@ -7,6 +7,7 @@ import io
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_runs import play, tiny
 from torch import nn
