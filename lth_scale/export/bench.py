@@ -197,8 +197,7 @@ def _call(run: Run, images: Floats) -> Callable[[], object]:
 
 
 def _rows(given: Given, plan: Plan, contenders: Mapping[str, Contender], found: Measured) -> Iterable[Row]:
-    assert given.chosen.mask is not None
-    mask = given.chosen.mask
+    mask = given.chosen.needed("ticket bench")
     dense, left = models.macs_left(given.found.model, given.found.shape, mask.counts())
     limits: dict[str, Any] = {"limit": mask.numel / max(1, mask.kept), "work": dense / max(1.0, left)}
     if DENSE in found.scores:

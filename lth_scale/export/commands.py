@@ -26,8 +26,8 @@ def ticket(words: list[str]) -> int:
     """Run one of the commands on tickets; the exit code."""
     from lth_scale.export import benching, looking
 
-    actions = {"export": export, "pack": pack, "show": looking.show, "import": import_, "diff": looking.diff}
-    actions["bench"] = benching.bench
+    making = {"export": export, "pack": pack, "import": import_}
+    actions = {**making, "show": looking.show, "diff": looking.diff, "bench": benching.bench}
     if not words or words[0] not in actions:
         raise unknown("ticket", words[0] if words else "", actions)
     return actions[words[0]](words[1:])
@@ -77,10 +77,8 @@ def _sparse(chosen: Chosen, out: Path, flags: Flags) -> Told:
     from lth_scale.export.multiplying import description
     from lth_scale.export.sparse import write_sparse
 
-    if chosen.mask is None:
-        raise UserError("--format=sparse needs a mask, which the dense round and a saved state have not")
-    state = chosen.tensors()
-    size = write_sparse(state, chosen.mask, out, chosen.about | description(chosen.config), flags.values or "fp32")
+    mask, state = chosen.needed("--format=sparse"), chosen.tensors()
+    size = write_sparse(state, mask, out, chosen.about | description(chosen.config), flags.values or "fp32")
     dense = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     return size, [f"{dense / size:.2f} times smaller than its tensors"], "lth_scale.export.load_sparse runs it"
 
@@ -88,9 +86,7 @@ def _sparse(chosen: Chosen, out: Path, flags: Flags) -> Told:
 def _semi_structured(chosen: Chosen, out: Path, flags: Flags) -> Told:
     from lth_scale.export.semi_structured import by_reason, write_semi_structured
 
-    if chosen.mask is None:
-        raise UserError("--format=semi_structured needs a mask, which the dense round and a saved state have not")
-    mask, values = chosen.mask, flags.values or "fp16"
+    mask, values = chosen.needed("--format=semi_structured"), flags.values or "fp16"
     size, dense = write_semi_structured(chosen.tensors(), mask, out, chosen.about, values)
     told = [f"{len(mask) - len(dense)} of {len(mask)} masked tensors are packed, in {values}"]
     told += [f"dense, {why}: {', '.join(names)}" for why, names in by_reason(dense).items()]

@@ -50,8 +50,7 @@ class Given:
 
         Raises UserError where no mask or no config comes with the state, or the data are not there.
         """
-        if chosen.mask is None:
-            raise UserError("ticket bench needs a mask, which the dense round and a saved state have not")
+        chosen.needed("ticket bench")
         here = images.moved(chosen, data_dir)
         return cls(here, network(here), images.load(here), folder)
 
@@ -130,8 +129,7 @@ def _eager_model(path: Path) -> nn.Module:
 
 def _sparse(given: Given) -> Path:
     path, chosen = given.folder / "sparse", given.chosen
-    assert chosen.mask is not None
-    write_sparse(chosen.tensors(), chosen.mask, path, description(chosen.config), "fp32")
+    write_sparse(chosen.tensors(), chosen.needed("a sparse file"), path, description(chosen.config), "fp32")
     return path
 
 
@@ -147,8 +145,7 @@ def _program(path: Path, threads: int) -> Run:
 
 def _semi_structured(given: Given) -> Path:
     path, chosen = given.folder / "semi_structured", given.chosen
-    assert chosen.mask is not None
-    write_semi_structured(chosen.tensors(), chosen.mask, path, description(chosen.config), "fp16")
+    write_semi_structured(chosen.tensors(), chosen.needed("a 2:4 file"), path, description(chosen.config), "fp16")
     return path
 
 

@@ -31,6 +31,12 @@ class Chosen:
     mask: Mask | None = None
     config: str = ""
 
+    def needed(self, what: str) -> Mask:
+        """The mask. Raises UserError, naming what needs it, where there is none."""
+        if self.mask is None:
+            raise UserError(f"{what} needs a mask, which the dense round and a saved state have not")
+        return self.mask
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and buffers by name, in memory."""
         held = self.state.whole()

@@ -94,11 +94,8 @@ class _Plan:
     def _calls(self, layer: Layer) -> Iterator[Call]:
         """A few places at a time, whose inputs stay in the second cache, and of these a few rows, whose weights stay in
         the first while the window moves."""
-        read, out, weights = (
-            _Read(layer, self.buffers[layer.source], self.lanes),
-            self.buffers[layer.out],
-            layer.weights,
-        )
+        read = _Read(layer, self.buffers[layer.source], self.lanes)
+        out, weights = self.buffers[layer.out], layer.weights
         yield from read.copies
         at = [self._keep(values, np.int32) for values in (read.begins, read.ends)]
         first = np.searchsorted(weights.row, np.arange(len(layer.bias) + 1))
