@@ -19,6 +19,7 @@ from lth_scale.data import index as indexing
 from lth_scale.data.dataset import SPLITS, SplitName
 from lth_scale.data.index import Index, Shard
 from lth_scale.data.streamed import samples
+from lth_scale.data.streamed.decode import sound
 from lth_scale.data.streamed.loading import Streamed, StreamedBatches, open_streamed
 from lth_scale.data.streamed.samples import Samples
 from lth_scale.files import sha256_bytes
@@ -41,7 +42,7 @@ def write_tar(path: Path, images: Sequence[tuple[int, bytes]]) -> None:
             writer.write({"__key__": f"{path.stem}-{position:04d}", "jpg": image, "cls": str(label).encode()})
 
 
-def rows(path: Path, number: int) -> list[tuple[int, int, int, int, int]]:
+def rows(path: Path, number: int) -> list[tuple[int, int, int, int, int, bool]]:
     """What the table says of a shard."""
     found = []
     with tarfile.open(path) as tar:
@@ -50,8 +51,9 @@ def rows(path: Path, number: int) -> list[tuple[int, int, int, int, int]]:
             if name.endswith(".jpg"):
                 image, label = tar.extractfile(member), tar.extractfile(members[name[:-3] + "cls"])
                 assert image is not None and label is not None
-                crc = zlib.crc32(image.read())
-                found.append((number, member.offset_data, member.size, int(label.read()), crc))
+                data = image.read()
+                told = (member.offset_data, member.size, int(label.read()), zlib.crc32(data), sound(data))
+                found.append((number, *told))
     return found
 
 
@@ -76,7 +78,7 @@ def make_folder(
             table += rows(path, number)
             first += count
         splits[split] = tuple(shards)
-        tables[split] = Samples(*np.array(table, np.int64).reshape(-1, 5).T.copy())
+        tables[split] = Samples(*np.array(table, np.int64).reshape(-1, 6).T.copy())
     classes = tuple(map(str, range(max(len(table) for table in tables.values()))))
     return write_index(folder, splits, tables, classes)
 

@@ -20,7 +20,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 
 from lth_scale.data.streamed import decode, looks
-from lth_scale.data.streamed.decode import Look, eval_image, train_image, train_images
+from lth_scale.data.streamed.decode import Look, eval_image, train_image
 from lth_scale.data.streamed.looks import DRAWS, Box, central_box, random_box, reduction, scaled_box
 from lth_scale.streams import uniforms
 
@@ -96,21 +96,20 @@ def test_the_same_arguments_give_the_same_bits_and_no_global_state_moves(look: L
     assert np.array_equal(np.random.get_state()[1], states[1])
 
 
-@pytest.mark.parametrize("look", [WHOLE, SCALED, Look(CROP, "resized_crop", False, 9), Look(CROP, "none", False, 0)])
-def test_several_together_are_each_as_alone(look: Look) -> None:
-    data = [encoded(pixels(150, 200, seed)) for seed in range(3)] + [encoded(pixels(), "png")]
-    together = train_images(data, look, 1, 2, 3, [7, 5, 9, 5])
-    assert all(
-        torch.equal(image, train_image(one, look, 1, 2, 3, sample))
-        for image, one, sample in zip(together, data, [7, 5, 9, 5], strict=True)
-    )
-    assert train_images([], look, 1, 2, 3, []) == []
-
-
 @pytest.mark.parametrize("counter", ["seed", "noise", "epoch", "sample"])
 def test_every_argument_counts(counter: str) -> None:
     data = encoded(pixels())
     assert not torch.equal(seen(data), seen(data, **{counter: 1}))
+
+
+@pytest.mark.parametrize("look", [WHOLE, SCALED, Look(CROP, "resized_crop", False, 9), Look(CROP, "none", False, 0)])
+def test_an_image_is_put_where_it_belongs_in_a_batch(look: Look) -> None:
+    data = encoded(pixels())
+    batch = torch.zeros((3, 3, CROP, CROP), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    for sample in range(4):  # mirrored ones among them
+        out = batch[1]
+        assert train_image(data, look, 0, 0, 0, sample, out=out) is out
+        assert torch.equal(batch[1], seen(data, look, sample)) and batch[1].any() and not batch[0::2].any()
 
 
 def test_results_are_uint8_and_channels_last() -> None:
@@ -188,11 +187,11 @@ def test_scaled_decoding_changes_pixels_within_bounds() -> None:
 def test_a_scaled_jpeg_is_decoded_at_its_reduced_size(monkeypatch: pytest.MonkeyPatch) -> None:
     data, shapes = encoded(pixels(601, 803)), []
 
-    def noted(found: Any, box: Box, crop: int, resized: Callable[..., Tensor] = decode._resized) -> Tensor:
+    def noted(found: Any, box: Box, out: Tensor, resize: Callable[..., None] = decode._resize) -> None:
         shapes.append(found.shape[:2])
-        return resized(found, box, crop)
+        resize(found, box, out)
 
-    monkeypatch.setattr(decode, "_resized", noted)
+    monkeypatch.setattr(decode, "_resize", noted)
     for sample in range(20):
         seen(data, SCALED, sample)
         factor = reduction(box_and_flip(data, sample)[0], CROP)

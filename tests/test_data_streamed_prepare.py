@@ -89,11 +89,13 @@ def test_every_offset_of_the_table_is_the_image(made: Path) -> None:
     for split, table in samples.read(made, index.samples).items():
         wanted = found(made, split)
         assert len(table) == len(wanted)
-        for row, (_, label, data) in enumerate(wanted):
+        for row, (suffix, label, data) in enumerate(wanted):
             path = made / index.splits[split][table.shard[row]].file
             with path.open("rb") as stream:
                 assert os.pread(stream.fileno(), table.size[row], table.offset[row]) == data
             assert table.label[row] == label
+            assert table.sound[row] == (suffix == "jpg" and Image.open(io.BytesIO(data)).mode != "CMYK")
+        assert split != "train" or 0 < table.sound.sum() < len(table)
 
 
 def test_the_order_is_the_shuffled_one(made: Path) -> None:
@@ -167,6 +169,18 @@ def test_a_stopped_preparation_goes_on(made: Path, folders: Path, killed: Path, 
     kept = {name for name in before if after[name] == before[name]}
     assert kept == {"train-000000.tar", "train-000002.tar"}, "whole shards stay, the one that was damaged does not"
     assert contents(out) == contents(made), "nothing tells that it was stopped"
+
+
+def test_a_shard_of_a_version_with_another_table_is_made_anew(
+    made: Path, folders: Path, killed: Path, tmp_path: Path
+) -> None:
+    out = copied(killed, tmp_path / "out")
+    before, journal = stamps(out), out / JOURNAL / "train-000001.safetensors"
+    tensors, told = files.load_tensors(journal)
+    files.save_tensors(journal, {"rows": tensors["rows"][:, :4].contiguous()}, told)
+    prepare("imagenet", out, folders, progress=False, shard_size=SIZE, jobs=1)
+    assert {name for name in before if stamps(out)[name] == before[name]} == {"train-000000.tar", "train-000002.tar"}
+    assert contents(out) == contents(made)
 
 
 def test_a_stopped_preparation_is_continued_as_it_was_begun(folders: Path, killed: Path, tmp_path: Path) -> None:

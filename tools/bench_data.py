@@ -2,10 +2,11 @@
 
     python tools/bench_data.py --out results/bench_data.csv
 
-The JPEGs are made here: smooth shapes, detail of every size and noise. One process, one thread, no workers; subjects
-take turns, a pass over all images each, files in memory (the system's cache). Ratios are taken between passes of one
-turn and their medians compared, by CPU time and by wall time; the limits hold for CPU time. Exit status 1 if a limit is
-missed.
+The JPEGs are made here: smooth shapes, detail of every size and noise. One process at a time, one thread, no workers;
+subjects take turns, a pass over all images each, files in memory (the system's cache). Ratios are taken between passes
+of one turn, by CPU time and by wall time, and medians over several processes given: where memory happens to lie makes
+some percent, and stays for the life of a process. A pass should have many batches: after its last one the memory of two
+goes back to the system. The limits hold for CPU time. Exit status 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ from torchvision.datasets import ImageFolder
 from lth_scale import config, files
 from lth_scale.data import index as indexing
 from lth_scale.data import prepare
-from lth_scale.data.streamed.decode import Look, train_images
+from lth_scale.data.streamed.decode import Look, train_image
 from lth_scale.data.streamed.loading import Streamed, StreamedBatches, open_streamed
 
 CROP, CLASSES, TEST_IMAGES = 224, 4, 4
@@ -58,7 +61,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Setting:
-    """Which images, and the limits: ours over ImageFolder, ours over decoding alone, without and with scaling."""
+    """Which images, and the limits: ours over ImageFolder; ours over decoding alone, without and with scaling."""
 
     name: str
     kinds: tuple[Kind, ...]
@@ -117,21 +120,24 @@ def write_images(setting: Setting, folder: Path, count: int) -> list[bytes]:
 
 
 @dataclass
-class Subject:
-    """One way to read the images; times its passes."""
+class Times:
+    """Seconds of one subject's passes, a line a pass."""
 
-    name: str
-    call: Callable[[int], int]
-    wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
 
-    def measure(self, epoch: int, images: int) -> None:
-        """One pass over all images."""
+    def measure(self, call: Callable[[int], int], epoch: int, images: int) -> None:
+        """One pass over all images; the first is warm-up."""
         cpu, wall = time.process_time(), time.perf_counter()
-        served = self.call(epoch)
-        self.cpu.append(time.process_time() - cpu)
-        self.wall.append(time.perf_counter() - wall)
-        assert served == images, f"{self.name} served {served} of {images} images"
+        served = call(epoch)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        assert served == images, f"{served} of {images} images were served"
+        if epoch:
+            self.cpu.append(cpu)
+            self.wall.append(wall)
+
+    def __add__(self, other: Times) -> Times:
+        return Times(self.cpu + other.cpu, self.wall + other.wall)
 
 
 def count_batches(batches: Any) -> int:
@@ -187,30 +193,34 @@ def decode_all(images: Sequence[bytes]) -> int:
     return len(images)
 
 
-def subjects(source: Path, shards: Path, images: Sequence[bytes]) -> list[Subject]:
-    """All of them, in the order in which they take turns."""
+def one_process(source: Path, shards: Path, images: Sequence[bytes], repeats: int) -> dict[str, Times]:
+    """The subjects, in the order in which they take turns."""
+    torch.set_num_threads(1)
     whole, scaled = opened(shards, scaled=False), opened(shards, scaled=True)
     folder, tar = image_folder(source), web_dataset(shards)
-    return [
-        Subject(LIMIT, lambda _: decode_all(images)),
-        Subject(OURS, lambda epoch: ours(whole, epoch)),
-        Subject(SCALED, lambda epoch: ours(scaled, epoch)),
-        Subject(FOLDER, lambda _: count_batches(folder)),
-        Subject(TAR, lambda _: count_batches(tar)),
-    ]
+    subjects: dict[str, Callable[[int], int]] = {
+        LIMIT: lambda _: decode_all(images),
+        OURS: lambda epoch: ours(whole, epoch),
+        SCALED: lambda epoch: ours(scaled, epoch),
+        FOLDER: lambda _: count_batches(folder),
+        TAR: lambda _: count_batches(tar),
+    }
+    found = {name: Times() for name in subjects}
+    for epoch in range(repeats + 1):
+        for name, call in subjects.items():
+            found[name].measure(call, epoch, len(images))
+    return found
 
 
-def measure(setting: Setting, count: int, repeats: int) -> tuple[list[Subject], str]:
-    """All subjects of a setting, and what its images are like; each subject's first pass is warm-up."""
+def measure(setting: Setting, count: int, repeats: int, processes: int) -> tuple[dict[str, Times], str]:
+    """All subjects of a setting, and what its images are like."""
     with tempfile.TemporaryDirectory() as folder:
         source, shards = Path(folder) / "images", Path(folder) / "shards"
         images = write_images(setting, source, count)
         prepare("jpeg_folder", shards, source, progress=False, shard_size=max(1, count // 4), jobs=1)
-        found = subjects(source, shards, images)
-        for epoch in range(repeats + 1):
-            for subject in found:
-                subject.measure(epoch, count)
-    return found, describe(setting, images)
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            parts = [pool.apply(one_process, (source, shards, images, repeats)) for _ in range(processes)]
+    return {name: sum((part[name] for part in parts), Times()) for name in parts[0]}, describe(setting, images)
 
 
 def describe(setting: Setting, images: Sequence[bytes]) -> str:
@@ -230,39 +240,43 @@ def describe(setting: Setting, images: Sequence[bytes]) -> str:
 def differences(images: Sequence[bytes]) -> Any:
     """How each image differs, scaled, from the same crop of the whole image: [N, 3, CROP, CROP], of 255."""
     whole, scaled = Look(CROP, "resized_crop", False, 0), Look(CROP, "resized_crop", True, 0)
-    numbers = range(len(images))
-    first, second = (torch.stack(train_images(images, look, 0, 0, 0, numbers)).int() for look in (whole, scaled))
+    first, second = (
+        torch.stack([train_image(image, look, 0, 0, 0, number) for number, image in enumerate(images)]).int()
+        for look in (whole, scaled)
+    )
     return (first - second).abs().numpy()
 
 
-def rows(setting: Setting, measured: Sequence[Subject], images: int) -> list[dict[str, Any]]:
+def rows(setting: Setting, measured: dict[str, Times], images: int) -> list[dict[str, Any]]:
     """The table of a setting: one line a comparison."""
     compared: list[tuple[str, str, float | None]] = [
         (OURS, FOLDER, setting.folder),
         (OURS, TAR, None),
         (OURS, LIMIT, setting.whole),
-        (SCALED, FOLDER, None),
+        (SCALED, FOLDER, setting.folder),
         (SCALED, TAR, None),
         (SCALED, LIMIT, setting.scaled),
     ]
-    named = {subject.name: subject for subject in measured}
-    return [_row(setting, named[first], named[second], limit, images) for first, second, limit in compared]
+    return [_row(setting, measured, first, second, limit, images) for first, second, limit in compared]
 
 
-def _row(setting: Setting, first: Subject, second: Subject, limit: float | None, images: int) -> dict[str, Any]:
+def _row(
+    setting: Setting, measured: dict[str, Times], first: str, second: str, limit: float | None, images: int
+) -> dict[str, Any]:
+    ours, theirs = measured[first], measured[second]
     cpu, wall = (
-        statistics.median(b / a for a, b in zip(getattr(first, clock)[1:], getattr(second, clock)[1:], strict=True))
+        statistics.median(b / a for a, b in zip(getattr(ours, clock), getattr(theirs, clock), strict=True))
         for clock in ("cpu", "wall")
     )
     return {
         "setting": setting.name,
-        "comparison": f"speed of {first.name} / {second.name}",
+        "comparison": f"speed of {first} / {second}",
         "cpu": f"{cpu:.3f}",
         "wall": f"{wall:.3f}",
         "limit": "" if limit is None else f">= {limit}",
         "kept": "" if limit is None else "yes" if cpu >= limit else "no",
-        "images_per_second": " / ".join(f"{images / statistics.median(one.cpu[1:]):.0f}" for one in (first, second)),
-        "passes": len(first.cpu) - 1,
+        "images_per_second": " / ".join(f"{images / statistics.median(one.cpu):.0f}" for one in (ours, theirs)),
+        "passes": len(ours.cpu),
     }
 
 
@@ -275,17 +289,18 @@ def write(out: Path, table: Sequence[dict[str, Any]], notes: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--images", type=int, default=256, help=f"a multiple of {BATCH}")
+    parser.add_argument("--repeats", type=int, default=3, help="passes of each subject in a process")
+    parser.add_argument("--processes", type=int, default=5, help="one after the other")
+    parser.add_argument("--images", type=int, default=1024, help=f"a multiple of {BATCH}")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.images < BATCH or options.images % BATCH:
         parser.error(f"--images must be a multiple of {BATCH}")
-    torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
-    notes = [f"{general_machine()}, torch {torch.__version__}, simplejpeg {simplejpeg.__version__}, one thread"]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "simplejpeg", "nvidia-nvimgcodec-cu13"))
+    notes = [f"{general_machine()}, {versions}, one thread, {options.processes} processes"]
     for setting in (MIX, PLAIN):
-        measured, note = measure(setting, options.images, options.repeats)
+        measured, note = measure(setting, options.images, options.repeats, options.processes)
         table += rows(setting, measured, options.images)
         notes.append(note)
     for row in table:

@@ -17,7 +17,6 @@ from lth_scale.data.streamed.listing import Column
 from lth_scale.data.streamed.parallel import bars, each
 from lth_scale.data.streamed.samples import Samples
 from lth_scale.data.streamed.scanning import Entry, Scan
-from lth_scale.data.streamed.writing import rows_of
 from lth_scale.errors import UserError
 
 MENDING = "restore the shard, or remove the folder's index.json and prepare the data anew"
@@ -32,8 +31,8 @@ class _Task(NamedTuple):
 
 def _fault(entry: Entry, row: Column) -> str | None:
     """What is wrong with a sample, in words; ``row`` is its offset, size, label and CRC-32 in the table."""
-    found = rows_of([entry])[0]
-    for name, there, told in zip(("offset", "size", "label", "checksum"), found, row, strict=True):
+    places = ("offset", entry.offset), ("size", entry.size), ("label", entry.label), ("checksum", entry.crc)
+    for (name, there), told in zip(places, row, strict=True):
         if there != told:
             return f"its {name} is {there}, the table says {told}"
     try:

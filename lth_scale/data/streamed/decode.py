@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -15,8 +14,8 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from lth_scale.data.streamed import boxes
 from lth_scale.data.streamed.looks import DRAWS, Box, random_box, reduction, scaled_box
 from lth_scale.streams import derive, torch_seeded, uniforms
 
@@ -53,7 +52,16 @@ class Look:
     randaugment: int
 
 
-def train_image(data: bytes, look: Look, seed: int, noise: int, epoch: int, sample: int) -> Tensor:
+def train_image(
+    data: bytes,
+    look: Look,
+    seed: int,
+    noise: int,
+    epoch: int,
+    sample: int,
+    known: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
     """One training image; a pure function of its arguments that leaves every global random state alone.
 
     Args:
@@ -63,37 +71,28 @@ def train_image(data: bytes, look: Look, seed: int, noise: int, epoch: int, samp
         noise: 0, or the round whose own augmentation it is.
         epoch: which pass over the data.
         sample: the image's number.
+        known: whether it is known to be :func:`sound`; then no more of it is decoded than is seen, to the same bits.
+        out: where to put it, of the result's shape and layout; saves a copy.
 
     Returns:
-        uint8 [3, crop, crop], channels last in memory.
+        uint8 [3, crop, crop], channels last in memory; ``out`` if that was given.
 
     Raises:
         Damaged: the bytes are no readable image.
     """
-    return train_images([data], look, seed, noise, epoch, [sample])[0]
-
-
-def train_images(
-    data: Sequence[bytes], look: Look, seed: int, noise: int, epoch: int, samples: Sequence[int]
-) -> list[Tensor]:
-    """Several images, each as :func:`train_image` sees it.
-
-    Some ten together are faster than one by one: a decoder drives the code of the other steps out of the processor's
-    caches, so each step is taken for all of them.
-    """
+    if out is None:
+        out = torch.empty((look.crop, look.crop, CHANNELS), dtype=torch.uint8).permute(2, 0, 1)
     if look.augment == "none":
-        return [eval_image(one, look.crop) for one in data]
-    draws = [iter(uniforms(DRAWS, seed, "augment", noise, epoch, sample)).__next__ for sample in samples]
-    sources = [_source(one) for one in data]
-    boxes = [random_box(*source.size, uniform) for source, uniform in zip(sources, draws, strict=True)]
-    flips = [uniform() < 0.5 for uniform in draws]
-    parts = [_part(source, box, look) for source, box in zip(sources, boxes, strict=True)]
-    images = [_resized(pixels, box, look.crop) for pixels, box in parts]
-    images = [image.flip(2) if flip else image for image, flip in zip(images, flips, strict=True)]
+        return out.copy_(eval_image(data, look.crop))
+    uniform = iter(uniforms(DRAWS, seed, "augment", noise, epoch, sample)).__next__
+    source = _source(data, known)
+    box = random_box(*source.size, uniform)
+    _resize(*_part(source, box, look), out)
+    if uniform() < 0.5:
+        out.copy_(out.flip(2))
     if look.randaugment:
-        seeds = [derive(seed, "randaugment", noise, epoch, sample) for sample in samples]
-        images = [_randaugment(image, look.randaugment, one) for image, one in zip(images, seeds, strict=True)]
-    return images
+        out.copy_(_randaugment(out, look.randaugment, derive(seed, "randaugment", noise, epoch, sample)))
+    return out
 
 
 def eval_image(data: bytes, crop: int) -> Tensor:
@@ -122,23 +121,46 @@ def decoded(data: bytes) -> Pixels:
     Raises:
         Damaged: the bytes are no readable image.
     """
-    source = _source(data)
+    source = _source(data, False)
     return _jpeg(source) if source.pixels is None else source.pixels
 
 
+def sound(data: bytes) -> bool:
+    """Whether it is a JPEG that decodes to its end without a warning, so that a part of it can be decoded alone."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space not in DIRECT or height * width > LARGEST:
+            return False
+        simplejpeg.decode_jpeg(data)
+    except ValueError:
+        return False
+    return True
+
+
 class _Source(NamedTuple):
-    """An image's bytes, its height and width, and its pixels already if it is no JPEG to be decoded directly."""
+    """An image's bytes, its height and width, and what else is known of it.
+
+    Args:
+        data: the bytes.
+        size: height and width.
+        pixels: already, if it is no JPEG to be decoded directly.
+        stream: of what boxes are decoded alone, if it is known to be sound.
+    """
 
     data: bytes
     size: tuple[int, int]
-    pixels: Pixels | None
+    pixels: Pixels | None = None
+    stream: boxes.Stream | None = None
 
 
-def _source(data: bytes) -> _Source:
+def _source(data: bytes, known: bool) -> _Source:
+    stream = boxes.opened(data) if known else None
+    if stream:
+        return _Source(data, stream.size, stream=stream)
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space in DIRECT and height * width <= LARGEST:
-            return _Source(data, (height, width), None)
+            return _Source(data, (height, width))
     except ValueError:
         pass  # no JPEG, or one that Pillow may know to read
     pixels = _by_pillow(data)
@@ -150,20 +172,25 @@ def _part(source: _Source, box: Box, look: Look) -> tuple[Pixels, Box]:
     if source.pixels is not None:
         return source.pixels, box
     factor = reduction(box, look.crop) if look.scaled else 1
+    if source.stream and factor == 1:
+        part = source.stream.decode(box, fast=look.scaled)
+        if part is not None:
+            return part, Box(0, 0, box.height, box.width)
     return _jpeg(source, factor, fast=look.scaled), scaled_box(box, factor)
 
 
-def _resized(pixels: Pixels, box: Box, crop: int) -> Tensor:
+def _resize(pixels: Pixels, box: Box, out: Tensor) -> None:
     """Antialiased and bilinear, as torchvision's resized_crop; neither the box nor the result is copied.
 
-    torch's kernel works in place and channels last only where the strides leave no doubt: over an image of its own, the
-    stride from one image to the next must not look like that of a single row.
+    The function behind interpolate(antialias=True), which alone can write into a batch. It works in place and channels
+    last only where the strides leave no doubt: over an image of its own, the stride from one image to the next must not
+    look like that of a single row.
     """
     columns = pixels.shape[1]
     strides = (pixels.size, 1, columns * CHANNELS, CHANNELS)
     first = (box.top * columns + box.left) * CHANNELS
     part = torch.from_numpy(pixels).as_strided((1, CHANNELS, box.height, box.width), strides, first)
-    return interpolate(part, (crop, crop), mode="bilinear", antialias=True)[0]
+    torch.ops.aten._upsample_bilinear2d_aa.out(part, out.shape[1:], False, None, None, out=out[None])
 
 
 def _randaugment(image: Tensor, magnitude: int, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process, resource_tracker
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lth_scale.data.dataset import SplitName
-from lth_scale.data.streamed.decode import Damaged, Look, eval_image, train_images
+from lth_scale.data.streamed.decode import Damaged, Look, eval_image, train_image
 from lth_scale.data.streamed.faults import BadSample, BadShard, Fault
 from lth_scale.data.streamed.samples import Column, Samples
 from lth_scale.data.streamed.shards import Shards
@@ -27,20 +27,17 @@ from lth_scale.errors import UserError
 PREFETCH = 2
 """Micro-batches that each worker keeps ready."""
 
-TOGETHER = 8
-"""Images that are decoded one after the other before they are resized."""
-
 
 class View(Protocol):
-    """How encoded images become uint8 [3, crop, crop]; must be picklable, and pure."""
+    """How an encoded image becomes uint8 [3, crop, crop], channels last; must be picklable, and pure."""
 
     @property
     def crop(self) -> int:
         """The side in pixels."""
         ...
 
-    def __call__(self, data: Sequence[bytes], epoch: int, samples: Sequence[int]) -> list[Tensor]:
-        """The images of those samples, in an epoch; raises Damaged if one cannot be read."""
+    def __call__(self, data: bytes, sound: bool, epoch: int, sample: int, out: Tensor) -> None:
+        """Put the image of that sample, in an epoch, where it belongs; raises Damaged if it cannot be read."""
         ...
 
 
@@ -57,9 +54,9 @@ class TrainView:
         """The side in pixels."""
         return self.look.crop
 
-    def __call__(self, data: Sequence[bytes], epoch: int, samples: Sequence[int]) -> list[Tensor]:
-        """Random views."""
-        return train_images(data, self.look, self.seed, self.noise, epoch, samples)
+    def __call__(self, data: bytes, sound: bool, epoch: int, sample: int, out: Tensor) -> None:
+        """A random view."""
+        train_image(data, self.look, self.seed, self.noise, epoch, sample, sound, out)
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ class EvalView:
 
     crop: int
 
-    def __call__(self, data: Sequence[bytes], epoch: int, samples: Sequence[int]) -> list[Tensor]:
-        """The centres."""
-        return [eval_image(one, self.crop) for one in data]
+    def __call__(self, data: bytes, sound: bool, epoch: int, sample: int, out: Tensor) -> None:
+        """The centre."""
+        out.copy_(eval_image(data, self.crop))
 
 
 class Key(NamedTuple):
@@ -85,7 +82,7 @@ class Served(NamedTuple):
 
     Args:
         images: uint8 [B, 3, crop, crop], channels last in memory.
-        labels: int64 [B].
+        labels: int64 [B], fewer if it ended at a bad sample.
         faults: every sample that was found bad on the way.
         error: what the user must mend before anything can be served; empty if nothing.
     """
@@ -124,55 +121,36 @@ class Reader(Dataset[Served]):
         self._bad: dict[int, str] = {}
 
     def __getitem__(self, key: Key) -> Served:
-        side, wanted = self.view.crop, key.samples.tolist()
-        shape = (len(wanted), 3, side, side)
+        wanted: list[int] = key.samples.tolist()
+        shape = (len(wanted), 3, self.view.crop, self.view.crop)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders lay them out
-        labels = torch.empty(len(wanted), dtype=torch.int64)
+        labels: list[int] = []
         faults: list[Fault] = []
+        error = ""
         for sample in wanted:
             self.shards.expect(*self._place(sample))
         try:
-            for first in range(0, len(wanted), TOGETHER):
-                part = wanted[first : first + TOGETHER]
-                found = self._together(part, key.epoch) or self._one_by_one(part, key.epoch, faults)
-                for position, (image, label) in enumerate(found, first):
-                    images[position], labels[position] = image, label
-                if len(found) < len(part):
+            for sample, out in zip(wanted, images, strict=True):
+                label = self._fill(out, sample, key.epoch, faults)
+                if label is None:
                     break
-        except UserError as error:
-            return Served(images, labels, faults, str(error))
-        return Served(images, labels, faults, "")
+                labels.append(label)
+        except UserError as problem:
+            error = str(problem)
+        return Served(images, torch.tensor(labels, dtype=torch.int64), faults, error)
 
     def _place(self, sample: int) -> tuple[int, int, int]:
         table = self.samples
         return int(table.shard[sample]), int(table.offset[sample]), int(table.size[sample])
 
-    def _together(self, wanted: list[int], epoch: int) -> list[tuple[Tensor, int]]:
-        """The images and labels of samples of which none is bad; else nothing."""
-        try:
-            data = [self._bytes(sample) for sample in wanted]
-            images = self.view(data, epoch, self.rows[wanted].tolist())
-        except (BadSample, BadShard, Damaged):
-            return []
-        return list(zip(images, self.samples.label[wanted].tolist(), strict=True))
-
-    def _one_by_one(self, wanted: list[int], epoch: int, faults: list[Fault]) -> list[tuple[Tensor, int]]:
-        """The same with bad samples replaced, or ended at."""
-        found = []
-        for sample in wanted:
-            readable = self._readable(sample, epoch, faults)
-            if readable is None:
-                break
-            found.append(readable)
-        return found
-
-    def _readable(self, sample: int, epoch: int, faults: list[Fault]) -> tuple[Tensor, int] | None:
-        """The image and label of the sample, or of the first one after it, cyclically, that can be read."""
+    def _fill(self, out: Tensor, sample: int, epoch: int, faults: list[Fault]) -> int | None:
+        """Put the sample there, or the first one after it, cyclically, that can be read; its label."""
         at = sample
         for _ in range(len(self.samples)):
             try:
                 # The draws are those of the place in the order, so that a stand-in is not seen twice alike.
-                return self._image(at, epoch, int(self.rows[sample])), int(self.samples.label[at])
+                self._look(at, epoch, int(self.rows[sample]), out)
+                return int(self.samples.label[at])
             except (BadSample, BadShard) as error:
                 faults.append(self._fault(at, str(error)))
                 if not self.replace:
@@ -181,11 +159,11 @@ class Reader(Dataset[Served]):
                 at = self._after_shard(at) if lost else (at + 1) % len(self.samples)
         raise UserError(f"no sample of {self.origin} can be read; the last: {faults[-1]}")
 
-    def _image(self, at: int, epoch: int, sample: int) -> Tensor:
+    def _look(self, at: int, epoch: int, sample: int, out: Tensor) -> None:
         if at in self._bad:
             raise BadSample(self._bad[at])
         try:
-            return self.view([self._bytes(at)], epoch, [sample])[0]
+            self.view(self._bytes(at), bool(self.samples.sound[at]), epoch, sample, out)
         except (BadSample, Damaged) as error:
             self._bad[at] = f"the image is damaged ({error})" if isinstance(error, Damaged) else str(error)
             raise BadSample(self._bad[at]) from None

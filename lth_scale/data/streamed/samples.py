@@ -28,6 +28,7 @@ class Samples:
         size: how many bytes it has.
         label: its class.
         crc: CRC-32 of those bytes.
+        sound: 1 if they are a JPEG that decoded whole without a warning when the table was made, else 0.
     """
 
     shard: Column
@@ -35,6 +36,7 @@ class Samples:
     size: Column
     label: Column
     crc: Column
+    sound: Column
 
     def __len__(self) -> int:
         return len(self.label)
@@ -60,6 +62,8 @@ def read(folder: Path, sha256: str) -> dict[SplitName, Samples]:
     if not path.is_file() or sha256_file(path) != sha256:
         raise UserError(f"{path} is missing or damaged (its checksum differs from the index); prepare the data anew")
     columns, _ = load_tensors(path)
+    for split in SPLITS:  # a table of before there was that column: its images are decoded whole, to the same pixels
+        columns.setdefault(f"{split}.sound", torch.zeros_like(columns[f"{split}.label"]))
     return {
         split: Samples(*(columns[f"{split}.{column.name}"].numpy() for column in fields(Samples))) for split in SPLITS
     }

@@ -20,6 +20,7 @@ from lth_scale.data.dataset import SPLITS, SplitName
 from lth_scale.data.definition import HELD_OUT_SEED, Preparation, shuffled
 from lth_scale.data.index import Index, Shard
 from lth_scale.data.streamed import samples
+from lth_scale.data.streamed.decode import sound
 from lth_scale.data.streamed.listing import Column, Listing
 from lth_scale.data.streamed.parallel import bars, each
 from lth_scale.data.streamed.samples import Samples
@@ -34,10 +35,11 @@ FORMATS = {"JPEG": "jpg"} | {name.upper(): name for name in ("png", "bmp", "gif"
 """Pillow's name of what the bytes are -> suffix in the shard, whatever the file was called."""
 PLAN = "prepared.json"
 JOURNAL = "journal"
+NO_ROWS = np.empty((0, 5), np.int64)
 
 
 class Written(NamedTuple):
-    """A shard in place, and for each of its samples offset, size, label and CRC-32: int64 [N, 4]."""
+    """A shard in place, and what :func:`rows_of` says of its samples."""
 
     shard: Shard
     rows: Column
@@ -79,8 +81,8 @@ def fitted(data: bytes, max_side: int) -> tuple[str, bytes]:
 
 
 def rows_of(found: Iterable[Entry]) -> Column:
-    """Offset, size, label and CRC-32 of samples, int64 [N, 4]."""
-    return np.array([(e.offset, e.size, e.label, e.crc) for e in found], np.int64).reshape(-1, 4)
+    """Offset, size, label and CRC-32 of samples, and whether they are sound: int64 [N, 5]."""
+    return np.array([(e.offset, e.size, e.label, e.crc, sound(e.image)) for e in found], np.int64).reshape(-1, 5)
 
 
 def _packed(task: _Task) -> bytes:
@@ -120,6 +122,8 @@ def _kept(task: _Task) -> Written | None:
         tensors, told = files.load_tensors(task.journal)
         if path.stat().st_size == int(told["bytes"]) and files.sha256_file(path) == told["sha256"]:
             rows = tensors["rows"].numpy()
+            if rows.shape[1] != NO_ROWS.shape[1]:
+                return None  # of a version with another table
             return Written(Shard(task.file, len(rows), int(told["bytes"]), told["sha256"]), rows)
     return None
 
@@ -191,7 +195,7 @@ def finish(
 
 def _table(parts: Sequence[Written]) -> Samples:
     numbers = np.repeat(np.arange(len(parts), dtype=np.int64), [len(part.rows) for part in parts])
-    rows = np.concatenate([np.empty((0, 4), np.int64), *(part.rows for part in parts)])
+    rows = np.concatenate([NO_ROWS, *(part.rows for part in parts)])
     return Samples(numbers, *np.ascontiguousarray(rows.T))
 
 
