@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
@@ -22,7 +22,7 @@ from lth_scale.experiment import Experiment
 from lth_scale.paths import RunPaths
 from lth_scale.tasks import Task
 
-POLL = 0.2  # seconds between looks at the running tasks
+POLL = 0.2  # seconds between looks at the running tasks, at most
 
 
 @dataclass
@@ -70,7 +70,7 @@ def launch(experiment: Experiment, tasks: Sequence[Task], jobs: int, show: Calla
                 _finish(board, futures.pop(future), future)
             todo = [task for task in todo if not _blocked(board, task)]
             show(board)
-            time.sleep(POLL if futures else 0)
+            wait(futures, POLL, FIRST_COMPLETED)
     return board
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +38,3 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
-
-
-def pytest_collection_finish() -> None:
-    """Every round collects garbage, which takes long where a million things of torch and pytest are searched."""
-    gc.freeze()

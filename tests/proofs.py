@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -59,7 +58,6 @@ def fork(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid:
         return pid
-    gc.freeze()  # rounds collect garbage, and need not search a million things that were there before them
     code = CRASH
     try:
         work()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from tiny_runs import (
     EPOCH,
@@ -368,3 +371,29 @@ def without_test(run: Any, task: Task) -> dict[str, Any]:
     found = json.loads(task.paths(run.paths).result.read_text())
     found["end"].pop("test"), found["early_stop"].pop("test"), found.pop("seconds")
     return dict(found)
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_round_leaves_no_trainer_and_sets_nothing_aside(
+    aside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What refers to itself is freed; what somebody has frozen stays so, and nothing else does."""
+    trainers: list[weakref.ref[pl.Trainer]] = []
+    fit = pl.Trainer.fit
+
+    def noted(self: pl.Trainer, *args: Any, **options: Any) -> None:
+        trainers.append(weakref.ref(self))
+        assert gc.get_freeze_count() > 1000
+        fit(self, *args, **options)
+
+    monkeypatch.setattr(pl.Trainer, "fit", noted)
+    assert gc.get_freeze_count() == 0
+    if aside:
+        gc.freeze()
+    before = gc.get_freeze_count()
+    try:
+        play(tiny(), tmp_path, dense)
+        assert len(trainers) == 1 and trainers[0]() is None
+        assert 0.9 * before <= gc.get_freeze_count() <= before
+    finally:
+        gc.unfreeze()
