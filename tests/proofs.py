@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -58,6 +59,7 @@ def fork(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # what was there is the parent's: its threads are missing here, and to collect some of it crashes
     code = CRASH
     try:
         work()
