@@ -22,8 +22,8 @@ PREFIX = "instability_"
 
 TITLE = f"""\
 ## Instability and the rewind point
-Two children of each start differ in the order of the images only (Frankle et al. 2020). Instability is the highest
-error on the straight line between them minus the mean of its ends, in points, at 30 places; BatchNorm's statistics are
+Children of a start differ in the order of the images only (Frankle et al. 2020). Instability is the highest error on
+the straight line between two of them minus the mean of its ends, in points, at 30 places; BatchNorm's statistics are
 re-estimated at each, or stored: interpolated like weights. ✓ stable: the 95 % t-interval over initialisations ends
 below {LIMIT:g} points; ✗ not stable: it begins at or above; ? undecided.
 """
