@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +21,6 @@ NARROWEST = 8
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing reaches the process's standard error, whoever writes it."""
-    sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
