@@ -127,14 +127,22 @@ def decoded(data: bytes) -> Pixels:
 
 def sound(data: bytes) -> bool:
     """Whether it is a JPEG that decodes to its end without a warning, so that a part of it can be decoded alone."""
+    if not _direct(data):
+        return False
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in DIRECT or height * width > LARGEST:
-            return False
         simplejpeg.decode_jpeg(data)
     except ValueError:
         return False
     return True
+
+
+def _direct(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that simplejpeg turns into Pillow's pixels; None for all others."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width) if space in DIRECT and height * width <= LARGEST else None
 
 
 class _Source(NamedTuple):
@@ -157,12 +165,8 @@ def _source(data: bytes, known: bool) -> _Source:
     stream = boxes.opened(data) if known else None
     if stream:
         return _Source(data, stream.size, stream=stream)
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space in DIRECT and height * width <= LARGEST:
-            return _Source(data, (height, width))
-    except ValueError:
-        pass  # no JPEG, or one that Pillow may know to read
+    if size := _direct(data):
+        return _Source(data, size)
     pixels = _by_pillow(data)
     return _Source(data, (pixels.shape[0], pixels.shape[1]), pixels)
 
