@@ -110,13 +110,19 @@ def test_functions_are_short() -> None:
     assert statistics.median(lengths.values()) < 10
 
 
+SHARED = {"nvidia"}
+"""Top-level names under which several distributions lie; what is imported from one decides whose it is."""
+
+
 def imported() -> set[str]:
-    """Top-level names that the package imports from outside itself and the standard library."""
+    """Names that the package imports from outside itself and the standard library; of SHARED ones with what follows."""
     names: set[str] = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module in SHARED:
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
     return names - set(sys.stdlib_module_names) - {"lth_scale"}
@@ -130,10 +136,16 @@ def declared() -> set[str]:
     return {normal(line) for line in PROJECT["project"]["dependencies"]}
 
 
+def holds(distribution: str, folder: str) -> bool:
+    return any(str(file).startswith(folder) for file in importlib.metadata.files(distribution) or ())
+
+
 def test_dependencies_are_those_imported() -> None:
     owners = importlib.metadata.packages_distributions()
-    found = [{normal(owner) for owner in owners.get(name, [name])} for name in imported()]
-    used = set().union(*(names & declared() or names for names in found))  # "nvidia" is the name of many packages
+    for part in (name for name in imported() if name.split(".")[0] in SHARED):
+        folder = part.replace(".", "/") + "/"
+        owners = {**owners, part: [one for one in owners[part.split(".")[0]] if holds(one, folder)]}
+    used = {normal(owner) for name in imported() for owner in owners.get(name, [name])}
     optional = {"lightning", "onnxruntime"}  # supported where they are installed; the second in an extra of ours
     assert used - optional == declared()
 
